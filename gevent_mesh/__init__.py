@@ -1,0 +1,43 @@
+"""Scale Flask-SocketIO and python-socketio over processes and hosts, without a broker.
+
+The map, from the outside in; imports point downwards only::
+
+    manager.py      GeventMeshManager: the seam to python-socketio
+    cluster.py      requests to all nodes and their answers
+    fanout.py       delivery to this node's own clients
+    routing.py      which peers need a message
+    startup.py      joins when the process begins to serve; forks
+    net/            greenlets and sockets: mesh, link, listener, dialer, client of discovery
+    protocol/       the rules, without input or output
+    errors.py       everything that is raised on purpose
+
+The path of one event: ``sio.emit`` -> `GeventMeshManager.emit` encodes the packet once -> `Fanout` hands it to local
+clients -> `routing` names the peers -> `Mesh.publish` appends one shared bytes object to each peer's `Session` ->
+each `Link`'s writer sends all that waits as one BATCH. At the peer: the reader feeds `LinkProtocol.receive`, which
+drops repeats and checks shapes -> `GeventMeshManager` hands the encoded packet to `Fanout`, untouched.
+"""
+
+from __future__ import annotations
+
+from .errors import (
+    ConfigError,
+    MeshError,
+    PayloadError,
+    PayloadTooLarge,
+    StartError,
+)
+from .manager import GeventMeshManager
+from .net.mesh import PeerInfo
+
+__all__ = [
+    "ConfigError",
+    "GeventMeshManager",
+    "MeshError",
+    "PayloadError",
+    "PayloadTooLarge",
+    "PeerInfo",
+    "StartError",
+    "__version__",
+]
+
+__version__ = "0.1.0"

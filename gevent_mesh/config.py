@@ -1,0 +1,204 @@
+"""The options of a node, checked in one place.
+
+Options that are left out come from the environment where they differ from deployment to deployment (`MESH_DISCOVERY`,
+`MESH_PORT`, `MESH_ADDRESS`, `MESH_AUTH_TOKEN`), else from the defaults here. Whatever cannot work is refused when the
+manager is made, with a text that says what to change.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from .errors import ConfigError
+from .protocol.address import parse_address
+
+__all__ = ["MAX_TOKENS", "MIN_TOKEN_CHARS", "MeshConfig", "check_bind", "check_tokens", "is_loopback"]
+
+MIN_TOKEN_CHARS = 16
+MAX_TOKENS = 4
+MAX_CHANNEL_CHARS = 128
+MIN_THRESHOLD_BYTES = 64 * 1024
+MAX_THRESHOLD_BYTES = 64 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class MeshConfig:
+    """A node's options, valid.
+
+    Attributes:
+        discovery: URLs of discovery servers; without any the node works alone.
+        port: where peers reach this node's own socket; 0 takes any free port.
+        host: the address to listen on.
+        address: the URL that peers dial; empty means: found out from the connection to discovery.
+        heartbeat_interval: seconds between two heartbeats. Lower finds dead peers sooner and costs more idle traffic.
+        heartbeat_timeout: seconds of silence after which a link is cut. Lower takes a busy peer for a dead one.
+        outbox_bytes: how much may wait for one peer; above it a peer counts as a slow consumer.
+        resume_window: seconds that a peer may be away without losing anything. Longer keeps more in memory.
+        tokens: shared secrets, newest first.
+        channel: nodes of different channels do not link, even through the same discovery.
+        write_only: this process publishes and serves no clients.
+        callback_timeout: seconds after which a callback that some clients never answered is freed.
+    """
+
+    discovery: tuple[str, ...] = ()
+    port: int = 4000
+    host: str = "127.0.0.1"
+    address: str = ""
+    heartbeat_interval: float = 5.0
+    heartbeat_timeout: float = 10.0
+    outbox_bytes: int = 16 * 1024 * 1024
+    resume_window: float = 30.0
+    tokens: tuple[str, ...] = ()
+    channel: str = "socketio"
+    write_only: bool = False
+    callback_timeout: float = 60.0
+
+    @classmethod
+    def from_options(
+        cls,
+        *,
+        discovery_service_address: str | Sequence[str] | None,
+        ws_port: int | None,
+        ws_host: str | None,
+        server_address: str | None,
+        heartbeat_interval: float,
+        heartbeat_timeout: float,
+        buffered_amount_threshold: int,
+        resume_window: float,
+        auth_token: str | Sequence[str] | None,
+        allow_anonymous: bool,
+        channel: str,
+        write_only: bool,
+        callback_timeout: float,
+        environ: Mapping[str, str] | None = None,
+    ) -> MeshConfig:
+        """Check the options of `GeventMeshManager` and fill in what is left out.
+
+        Raises:
+            ConfigError: an option, or a combination, cannot work.
+        """
+        environ = os.environ if environ is None else environ
+        tokens = check_tokens(_several(auth_token, environ.get("MESH_AUTH_TOKEN")))
+        host = ws_host if ws_host is not None else ("0.0.0.0" if tokens else "127.0.0.1")
+        if not write_only:
+            check_bind("ws_host", host, tokens, allow_anonymous)
+        _check_times(heartbeat_interval, heartbeat_timeout, resume_window, callback_timeout)
+        discovery = _several(discovery_service_address, environ.get("MESH_DISCOVERY"))
+        for url in discovery:
+            _check_url("discovery_service_address", url)
+        if write_only and not discovery:
+            raise ConfigError("write_only=True needs a discovery_service_address: there is no other way to find nodes")
+        address = server_address if server_address is not None else environ.get("MESH_ADDRESS", "")
+        if address:
+            _check_url("server_address", address)
+        if not 0 < len(channel) <= MAX_CHANNEL_CHARS:
+            raise ConfigError(f"channel must have 1 to {MAX_CHANNEL_CHARS} characters")
+        if not MIN_THRESHOLD_BYTES <= buffered_amount_threshold <= MAX_THRESHOLD_BYTES:
+            raise ConfigError(
+                f"buffered_amount_threshold must be between {MIN_THRESHOLD_BYTES} and {MAX_THRESHOLD_BYTES} bytes, "
+                f"not {buffered_amount_threshold}"
+            )
+        return cls(
+            discovery=tuple(discovery),
+            port=_port(ws_port, environ.get("MESH_PORT")),
+            host=host,
+            address=address,
+            heartbeat_interval=heartbeat_interval,
+            heartbeat_timeout=heartbeat_timeout,
+            outbox_bytes=buffered_amount_threshold,
+            resume_window=resume_window,
+            tokens=tokens,
+            channel=channel,
+            write_only=write_only,
+            callback_timeout=callback_timeout,
+        )
+
+
+def is_loopback(host: str) -> bool:
+    """Tell whether `host` can only be reached from this machine."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+def check_tokens(tokens: Sequence[str]) -> tuple[str, ...]:
+    """Return the tokens if all are long enough.
+
+    Raises:
+        ConfigError: one is too short, or there are too many.
+    """
+    if len(tokens) > MAX_TOKENS:
+        raise ConfigError(f"at most {MAX_TOKENS} tokens are valid at once, not {len(tokens)}")
+    for token in tokens:
+        if len(token) < MIN_TOKEN_CHARS:
+            raise ConfigError(
+                f"an auth token needs at least {MIN_TOKEN_CHARS} characters; make one with: "
+                'python -c "import secrets; print(secrets.token_urlsafe(32))"'
+            )
+    return tuple(tokens)
+
+
+def check_bind(option: str, host: str, tokens: Sequence[str], allow_anonymous: bool) -> None:
+    """Refuse to listen beyond this machine when anybody could join.
+
+    Raises:
+        ConfigError: `host` is not a loopback address and there is no token.
+    """
+    if not tokens and not allow_anonymous and not is_loopback(host):
+        raise ConfigError(
+            f"{option}={host!r} can be reached from other machines, and without a token anybody could join: "
+            "set auth_token (or MESH_AUTH_TOKEN) on every node and on discovery, "
+            "or allow_anonymous=True if the network itself keeps strangers out"
+        )
+
+
+def _several(option: str | Sequence[str] | None, environment: str | None) -> list[str]:
+    """An option that may be one text, several, or a comma-separated environment variable."""
+    if option is None:
+        option = environment.split(",") if environment else []
+    values = [option] if isinstance(option, str) else list(option)
+    if not all(isinstance(value, str) for value in values):
+        raise ConfigError(f"expected text or a list of texts, not {values!r}")
+    return [value.strip() for value in values if value.strip()]
+
+
+def _check_url(option: str, url: str) -> None:
+    try:
+        parse_address(url)
+    except ValueError as exc:
+        raise ConfigError(f"{option}={url!r}: {exc}; it should look like ws://10.0.0.1:8000") from exc
+    if url.startswith("wss:"):
+        raise ConfigError(f"{option}={url!r}: wss:// is not supported yet; use ws:// inside a private network")
+
+
+def _port(option: int | None, environment: str | None) -> int:
+    value: object = option
+    if option is None:
+        value = environment if environment else 4000
+    try:
+        port = int(str(value))
+    except ValueError:
+        port = -1
+    if not 0 <= port <= 65535:
+        raise ConfigError(f"ws_port (or MESH_PORT) must be a port number from 0 to 65535, not {value!r}")
+    return port
+
+
+def _check_times(interval: float, timeout: float, window: float, callback_timeout: float) -> None:
+    if interval <= 0:
+        raise ConfigError(f"heartbeat_interval must be more than 0 seconds, not {interval}")
+    if timeout < 2 * interval:
+        raise ConfigError(
+            f"heartbeat_timeout={timeout} must be at least twice heartbeat_interval={interval}: "
+            "one late heartbeat would end the link"
+        )
+    if window < 0:
+        raise ConfigError(f"resume_window must be 0 seconds or more, not {window}")
+    if callback_timeout <= 0:
+        raise ConfigError(f"callback_timeout must be more than 0 seconds, not {callback_timeout}")

@@ -1,0 +1,78 @@
+"""Fan-out: delivery of an event to this node's own clients.
+
+Rules:
+
+- A packet is encoded once, whoever sent it; every client's queue gets the same object.
+- Everything goes through ``server._send_eio_packet``, which test clients and the admin UI replace.
+- It never waits and never runs application code: a client that turns out to be gone is closed in a greenlet of its own,
+  because closing calls the application's disconnect handler.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Hashable, Iterable, Sequence
+from typing import Any
+
+import gevent
+from engineio import packet as eio_packet
+
+__all__ = ["Fanout"]
+
+
+class Fanout:
+    """Delivers to the clients of one server.
+
+    Args:
+        manager: knows the rooms (a `socketio.Manager`).
+    """
+
+    def __init__(self, manager: Any) -> None:
+        self._manager = manager
+
+    def participants(
+        self, namespace: str, rooms: Sequence[Hashable], exclude: Iterable[Hashable]
+    ) -> list[tuple[str, str]]:
+        """Local clients in any of `rooms` (all of the namespace when empty) and in none of `exclude`.
+
+        Returns:
+            (sid, Engine.IO sid) of each, once.
+        """
+        members = self._manager.get_participants(namespace, list(rooms) or None)
+        known = self._manager.rooms.get(namespace, {})
+        skipped: set[Hashable] = set()
+        for room in exclude:
+            skipped.add(room)
+            skipped.update(known.get(room, ()))
+        return [member for member in members if member[0] not in skipped] if skipped else list(members)
+
+    def deliver(
+        self,
+        namespace: str,
+        rooms: Sequence[Hashable],
+        exclude: Iterable[Hashable],
+        encoded: Sequence[str | bytes],
+    ) -> None:
+        """Send an encoded Socket.IO packet to the selected local clients."""
+        if namespace not in self._manager.rooms:
+            return
+        server = self._manager.server
+        packets = [eio_packet.Packet(eio_packet.MESSAGE, part) for part in encoded]
+        for _, eio_sid in self.participants(namespace, rooms, exclude):
+            if self._is_gone(eio_sid):
+                gevent.spawn(self._send, server, eio_sid, packets)
+            else:
+                self._send(server, eio_sid, packets)
+
+    @staticmethod
+    def _send(server: Any, eio_sid: str, packets: Iterable[Any]) -> None:
+        for packet in packets:
+            server._send_eio_packet(eio_sid, packet)
+
+    def _is_gone(self, eio_sid: str) -> bool:
+        """Whether the client has missed its ping, so that sending to it will close it."""
+        socket = self._manager.server.eio.sockets.get(eio_sid)
+        if socket is None:
+            return False
+        last_ping = socket.last_ping
+        return bool(socket.closed or (last_ping and time.time() - last_ping > self._manager.server.eio.ping_timeout))

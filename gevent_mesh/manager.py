@@ -1,0 +1,546 @@
+"""`GeventMeshManager`: the seam between python-socketio and the mesh.
+
+Rules:
+
+- What python-socketio and Flask-SocketIO offer works across nodes exactly as within one.
+- An event is encoded once. It goes to this node's clients and, as one bytes object, into every peer's outbox.
+- What cannot be encoded, or is too large, raises before anybody has got it.
+- What arrives from peers is acted on in a link's reader, which must not wait: application code (disconnect handlers,
+  callbacks) gets greenlets of its own.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from collections.abc import Callable, Hashable, Sequence
+from functools import partial
+from typing import Any
+
+import gevent
+from socketio import packet as sio_packet
+from socketio.manager import Manager
+from socketio.msgpack_packet import MsgPackPacket
+from socketio.pubsub_manager import PubSubManager
+
+from . import startup, testclient
+from .cluster import Requests
+from .config import MeshConfig
+from .errors import ConfigError, PayloadTooLarge
+from .fanout import Fanout
+from .net.mesh import Mesh, PeerInfo
+from .protocol import messages
+from .protocol.messages import ClusterMessage, MessageType
+from .protocol.peers import Peer
+from .routing import event_receivers, split_by_codec
+
+__all__ = ["GeventMeshManager"]
+
+_ANSWERS = (MessageType.BROADCAST_CLIENT_COUNT, MessageType.BROADCAST_ACK)
+"""What a manager without a server can act on."""
+
+_SERVING_HELP = {
+    "threading": (
+        "async_mode is 'threading'. `flask run` forces that, and so does a missing gevent: "
+        "start with socketio.run(app) or gunicorn, and pass async_mode='gevent'"
+    ),
+    "eventlet": "async_mode is 'eventlet': uninstall eventlet or pass async_mode='gevent'",
+    "gevent_uwsgi": "async_mode is 'gevent_uwsgi': uWSGI is not supported; use gunicorn or socketio.run(app)",
+}
+
+
+class GeventMeshManager(PubSubManager):  # type: ignore[misc]  # python-socketio has no types
+    """A client manager that joins Socket.IO servers into a full mesh, without a broker.
+
+    ::
+
+        socketio = SocketIO(app, async_mode="gevent", client_manager=GeventMeshManager("ws://discovery:8000"))
+
+    The node joins when its process begins to serve. Importing the application opens no socket.
+
+    Args:
+        discovery_service_address: URL of the discovery service, or several. Without one (and without
+            ``MESH_DISCOVERY``, comma-separated) the node works alone.
+        ws_port: the port that peers dial, 0 for any free one. Default: ``MESH_PORT``, else 4000.
+        ws_host: the address to listen on. Default: 127.0.0.1 without a token, 0.0.0.0 with one.
+        server_address: the URL under which peers reach this node. Default: ``MESH_ADDRESS``, else the address that the
+            connection to discovery shows.
+        heartbeat_interval: seconds between two heartbeats.
+        heartbeat_timeout: seconds of silence after which a peer's link is cut; at least twice the interval.
+        buffered_amount_threshold: bytes that may wait for one peer, 64 KiB to 64 MiB. It is also the largest event.
+        resume_window: seconds that a peer may be away without losing anything.
+        auth_token: the shared secret of nodes and discovery, at least 16 characters, or several for rotation, newest
+            first. Default: ``MESH_AUTH_TOKEN``, comma-separated.
+        allow_anonymous: listen beyond this machine without a token.
+        channel: nodes of different channels do not link.
+        write_only: publish from a process that serves no clients.
+        logger: where to report; default: the logger ``gevent_mesh``.
+        json: like python-socketio's own managers: the JSON module of a write-only manager.
+        callback_timeout: seconds after which callbacks of clients on other nodes are freed.
+
+    Raises:
+        ConfigError: an option cannot work; the text says what to change.
+    """
+
+    name = "gevent-mesh"
+
+    def __init__(
+        self,
+        discovery_service_address: str | Sequence[str] | None = None,
+        *,
+        ws_port: int | None = None,
+        ws_host: str | None = None,
+        server_address: str | None = None,
+        heartbeat_interval: float = 5.0,
+        heartbeat_timeout: float = 10.0,
+        buffered_amount_threshold: int = 16 * 1024 * 1024,
+        resume_window: float = 30.0,
+        auth_token: str | Sequence[str] | None = None,
+        allow_anonymous: bool = False,
+        channel: str = "socketio",
+        write_only: bool = False,
+        logger: logging.Logger | None = None,
+        json: Any = None,
+        callback_timeout: float = 60.0,
+    ) -> None:
+        self.config = MeshConfig.from_options(
+            discovery_service_address=discovery_service_address,
+            ws_port=ws_port,
+            ws_host=ws_host,
+            server_address=server_address,
+            heartbeat_interval=heartbeat_interval,
+            heartbeat_timeout=heartbeat_timeout,
+            buffered_amount_threshold=buffered_amount_threshold,
+            resume_window=resume_window,
+            auth_token=auth_token,
+            allow_anonymous=allow_anonymous,
+            channel=channel,
+            write_only=write_only,
+            callback_timeout=callback_timeout,
+        )
+        super().__init__(channel=channel, write_only=write_only, logger=logger, json=json)
+        self.host_id = _new_uid()
+        self._packet_class: Any = self._write_only_packet_class(json)
+        self._codec = ""
+        self._mesh_logger = logger or logging.getLogger("gevent_mesh")
+        self._fanout = Fanout(self)
+        self._requests = Requests(callback_timeout)
+        self._mesh: Mesh | None = None
+        self._was_started = False
+        self._warned_unstarted = False
+        self._handlers: dict[MessageType, Callable[[Peer, ClusterMessage], None]] = {
+            MessageType.BROADCAST: self._on_broadcast,
+            MessageType.SOCKETS_JOIN: self._on_join,
+            MessageType.SOCKETS_LEAVE: self._on_leave,
+            MessageType.DISCONNECT_SOCKETS: self._on_disconnect,
+            MessageType.BROADCAST_CLIENT_COUNT: self._on_client_count,
+            MessageType.BROADCAST_ACK: self._on_ack,
+        }
+        startup.watch(self)
+
+    # ------------------------------------------------------------------ life
+
+    def set_server(self, server: Any) -> None:
+        """Called by python-socketio when a server takes this manager.
+
+        Raises:
+            ConfigError: the server does not run on gevent, or another one uses this manager.
+        """
+        mode = server.eio.async_mode
+        if mode != "gevent":
+            raise ConfigError(f"GeventMeshManager needs a gevent server: {_SERVING_HELP.get(mode, mode)}")
+        if self._mesh is not None:
+            raise ConfigError("this GeventMeshManager already serves another server; make one for each")
+        super().set_server(server)
+        self._packet_class = server.packet_class
+        testclient.allow(GeventMeshManager)
+
+    def initialize(self) -> None:
+        """Called by python-socketio at the first client: join now if no gevent server has started here."""
+        self.start()
+
+    def serving(self) -> None:
+        """The process begins to serve: join, unless this manager has no server to speak for."""
+        if self.server is not None:
+            self.start()
+
+    def forked(self) -> None:
+        """The process is a fork: nothing that the parent opened belongs to it."""
+        mesh, self._mesh = self._mesh, None
+        self.host_id = _new_uid()
+        if mesh is not None:
+            mesh.forget()
+
+    def start(self) -> None:
+        """Join the mesh. Does nothing if this node has joined already.
+
+        Raises:
+            StartError: `ws_port` cannot be bound.
+        """
+        if self._mesh is not None:
+            return
+        if self._was_started:
+            self.host_id = _new_uid()
+        self._was_started = True
+        self._codec = _codec_name(self._packet_class)
+        mesh = Mesh(
+            self.config,
+            uid=self.host_id,
+            codec=self._codec,
+            on_message=self._on_message,
+            on_sweep=self._requests.sweep,
+            client_count=self._client_count,
+            logger=self._mesh_logger,
+        )
+        # Set before it starts: our own listener is a gevent server too, and asks us to start again.
+        self._mesh = mesh
+        try:
+            mesh.start()
+        except BaseException:
+            self._mesh = None
+            raise
+        self._mesh_logger.info("node %s has started", self.host_id)
+
+    def stop(self, timeout: float = 2.0) -> None:
+        """Leave the mesh. What was emitted before still goes out, for at most `timeout` seconds."""
+        mesh, self._mesh = self._mesh, None
+        if mesh is not None:
+            mesh.stop(timeout)
+
+    def wait_for_peers(self, count: int, timeout: float | None = 10.0) -> bool:
+        """Wait until links to at least `count` other nodes are up.
+
+        Args:
+            count: not counting this node.
+            timeout: seconds; None waits for ever.
+
+        Returns:
+            Whether they are. Joins the mesh if this node has not yet.
+        """
+        self.start()
+        return self._running_mesh().wait_for_peers(count, timeout)
+
+    @property
+    def uid(self) -> str:
+        """This node's uid: 16 hex digits, new at every start."""
+        return str(self.host_id)
+
+    @property
+    def address(self) -> str:
+        """The URL under which peers reach this node; empty until it is known."""
+        return self.config.address if self._mesh is None else self._mesh.address
+
+    @property
+    def mesh(self) -> Mesh | None:
+        """The running mesh, None before the start."""
+        return self._mesh
+
+    @property
+    def peers(self) -> list[PeerInfo]:
+        """The other nodes (`PeerInfo`), sorted by uid; empty before the start."""
+        return [] if self._mesh is None else self._mesh.peers
+
+    # ------------------------------------------------------------------ what python-socketio asks for
+
+    def emit(
+        self,
+        event: str,
+        data: Any,
+        namespace: str | None = None,
+        room: Any = None,
+        skip_sid: str | list[str] | None = None,
+        callback: Callable[..., object] | None = None,
+        to: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        """Emit an event to clients of all nodes. The parameters are those of `socketio.Server.emit`.
+
+        Raises:
+            PayloadTooLarge: it is larger than `buffered_amount_threshold`; nobody has got it.
+            TypeError: it cannot be encoded; nobody has got it.
+        """
+        room = to or room
+        namespace = namespace or "/"
+        if kwargs.get("ignore_queue"):
+            Manager.emit(self, event, data, namespace, room=room, skip_sid=skip_sid, callback=callback)
+            return
+        rooms = _rooms(room)
+        if rooms is None:
+            return
+        exclude = _sids(skip_sid)
+        encoded = self._encode(event, data, namespace)
+        if callback is not None:
+            self._emit_with_callback(event, data, namespace, rooms, exclude, encoded, callback)
+            return
+        publish = self._publish_event(namespace, rooms, exclude, encoded)
+        self._fanout.deliver(namespace, rooms, exclude, encoded)
+        if publish is not None:
+            publish()
+
+    def can_disconnect(self, sid: str, namespace: str) -> bool:
+        """Whether `socketio.Server.disconnect` should disconnect `sid` itself; else its node is told to."""
+        if self._is_ours(sid, namespace):
+            return bool(Manager.can_disconnect(self, sid, namespace))
+        self._publish_command(
+            MessageType.DISCONNECT_SOCKETS, namespace, messages.disconnect_sockets(messages.options([sid]))
+        )
+        return False
+
+    def disconnect(self, sid: str, namespace: str | None = None, **kwargs: Any) -> None:
+        """Take a client out of this node's tables, or have its node disconnect it."""
+        namespace = namespace or "/"
+        if kwargs.get("ignore_queue"):
+            Manager.disconnect(self, sid, namespace)
+        elif self._is_ours(sid, namespace):
+            self.server.disconnect(sid, namespace=namespace, ignore_queue=True)
+        else:
+            self.can_disconnect(sid, namespace)
+
+    def enter_room(self, sid: str, namespace: str, room: Hashable, eio_sid: str | None = None) -> None:
+        """Put a client into a room, wherever it is connected."""
+        if eio_sid is not None or self._is_ours(sid, namespace):
+            Manager.enter_room(self, sid, namespace, room, eio_sid=eio_sid)
+            return
+        data = messages.sockets_join(messages.options([sid]), [room])
+        self._publish_command(MessageType.SOCKETS_JOIN, namespace, data)
+
+    def leave_room(self, sid: str, namespace: str, room: Hashable) -> None:
+        """Take a client out of a room, wherever it is connected."""
+        if self._is_ours(sid, namespace):
+            Manager.leave_room(self, sid, namespace, room)
+            return
+        data = messages.sockets_leave(messages.options([sid]), [room])
+        self._publish_command(MessageType.SOCKETS_LEAVE, namespace, data)
+
+    def close_room(self, room: Hashable, namespace: str | None = None) -> None:
+        """Empty a room on all nodes."""
+        namespace = namespace or "/"
+        Manager.close_room(self, room, namespace)
+        data = messages.sockets_leave(messages.options([room]), [room])
+        self._publish_command(MessageType.SOCKETS_LEAVE, namespace, data)
+
+    def _is_ours(self, sid: str, namespace: str) -> bool:
+        """Whether the client is connected here, or about to be: inside its connect handler it is not connected yet."""
+        if self.is_connected(sid, namespace):
+            return True
+        # Added to python-socketio together with the two-phase connect; before, the first question was enough.
+        is_pre_connected = getattr(self, "is_pre_connected", None)
+        return is_pre_connected is not None and bool(is_pre_connected(sid, namespace))
+
+    def _client_count(self) -> int:
+        return 0 if self.server is None else len(self.server.eio.sockets)
+
+    # ------------------------------------------------------------------ outgoing
+
+    def _encode(self, event: str, data: Any, namespace: str) -> list[str | bytes]:
+        packet = self._packet_class(sio_packet.EVENT, namespace=namespace, data=[event, *_arguments(data)])
+        encoded = packet.encode()
+        return encoded if isinstance(encoded, list) else [encoded]
+
+    def _decode(self, encoded: Sequence[str | bytes]) -> list[Any]:
+        """``[event, *arguments]`` of an encoded packet, as plain values: for nodes with another packet class."""
+        packet = self._packet_class(encoded_packet=encoded[0])
+        for attachment in encoded[1:]:
+            packet.add_attachment(attachment)
+        plain: list[Any] = packet.data
+        return plain
+
+    def _publish_event(
+        self, namespace: str, rooms: list[Hashable], exclude: list[str], encoded: list[str | bytes]
+    ) -> Callable[[], None] | None:
+        """Encode the cluster message for an event, which may raise, and return what sends it.
+
+        None when no other node can have a client that it is for.
+        """
+        if not self._is_clustered() or self._is_local_client(rooms, namespace):
+            return None
+        mesh = self._running_mesh()
+        opts = messages.options(rooms, exclude)
+        same, others = split_by_codec(event_receivers(mesh.table), self._codec)
+        message = self._message(MessageType.BROADCAST, namespace, messages.broadcast(opts, encoded=encoded))
+        structured = b""
+        if others or mesh.awaits_roster:
+            fields = messages.broadcast(opts, packet=self._decode(encoded))
+            structured = self._message(MessageType.BROADCAST, namespace, fields)
+
+        def publish() -> None:
+            mesh.keep_for_newcomers(structured)
+            if others:
+                mesh.publish(others, structured)
+            mesh.publish(same, message)
+
+        return publish
+
+    def _emit_with_callback(
+        self,
+        event: str,
+        data: Any,
+        namespace: str,
+        rooms: list[Hashable],
+        exclude: list[str],
+        encoded: list[str | bytes],
+        callback: Callable[..., object],
+    ) -> None:
+        """Every addressed client gets a packet of its own, with a number that its answer carries."""
+        asks_others = self._is_clustered() and not self._is_local_client(rooms, namespace)
+        if asks_others:
+            mesh = self._running_mesh()
+            peers = event_receivers(mesh.table)
+            request_id = self._requests.expect(callback, (peer.uid for peer in peers))
+            fields = messages.broadcast(
+                messages.options(rooms, exclude), packet=self._decode(encoded), request_id=request_id
+            )
+            message = self._message(MessageType.BROADCAST, namespace, fields)
+        Manager.emit(self, event, data, namespace, room=rooms or None, skip_sid=exclude, callback=callback)
+        if asks_others:
+            mesh.keep_for_newcomers(message)
+            mesh.publish(peers, message)
+
+    def _publish_command(self, kind: MessageType, namespace: str, data: dict[str, Any]) -> None:
+        if self._is_clustered():
+            mesh = self._running_mesh()
+            message = self._message(kind, namespace or "/", data)
+            mesh.keep_for_newcomers(message)
+            mesh.publish(event_receivers(mesh.table), message)
+
+    def _message(self, kind: MessageType, namespace: str, data: dict[str, Any]) -> bytes:
+        message = messages.encode(kind, self.uid, namespace, data)
+        if len(message) > self.config.outbox_bytes:
+            raise PayloadTooLarge(len(message), self.config.outbox_bytes)
+        return message
+
+    def _is_local_client(self, rooms: list[Hashable], namespace: str) -> bool:
+        """Whether the only room is the sid of a client of ours: then no other node has anybody in it."""
+        return len(rooms) == 1 and isinstance(rooms[0], str) and self._is_ours(rooms[0], namespace)
+
+    def _is_clustered(self) -> bool:
+        """Whether there may be other nodes. A write-only manager joins here, at its first use."""
+        if not self.config.discovery:
+            return False
+        if self._mesh is None:
+            if self.write_only:
+                self.start()
+            elif not self._warned_unstarted:
+                self._warned_unstarted = True
+                self._mesh_logger.warning(
+                    "emitted before this process serves: other nodes do not get it; call start() first if they should"
+                )
+        return self._mesh is not None
+
+    def _running_mesh(self) -> Mesh:
+        if self._mesh is None:
+            raise RuntimeError("the node has not started")
+        return self._mesh
+
+    @staticmethod
+    def _write_only_packet_class(json: Any) -> Any:
+        if json is None:
+            return sio_packet.Packet
+        return type("Packet", (sio_packet.Packet,), {"json": json})
+
+    # ------------------------------------------------------------------ incoming (in a reader's greenlet)
+
+    def _on_message(self, peer: Peer, message: ClusterMessage) -> None:
+        handler = self._handlers.get(message.type)
+        if handler is not None and (self.server is not None or message.type in _ANSWERS):
+            handler(peer, message)
+
+    def _on_broadcast(self, peer: Peer, message: ClusterMessage) -> None:
+        data = message.data
+        opts = data["opts"]
+        if data.get("requestId") is not None:
+            self._ask_clients(peer, message)
+            return
+        encoded = data.get("encoded")
+        if encoded is None:
+            event, *arguments = data["packet"]["data"]
+            encoded = self._encode(event, tuple(arguments), message.nsp)
+        self._fanout.deliver(message.nsp, opts["rooms"], opts["except"], encoded)
+
+    def _ask_clients(self, peer: Peer, message: ClusterMessage) -> None:
+        """Deliver an event whose clients are to acknowledge, and tell the asking node how many there are."""
+        data, opts = message.data, message.data["opts"]
+        request_id = data["requestId"]
+        asked = self._fanout.participants(message.nsp, opts["rooms"], opts["except"])
+        self._answer(
+            peer.uid, MessageType.BROADCAST_CLIENT_COUNT, message.nsp, messages.client_count(request_id, len(asked))
+        )
+        for sid, eio_sid in asked:
+            number = self._generate_ack_id(sid, partial(self._return_ack, peer.uid, message.nsp, request_id))
+            packet = self._packet_class(sio_packet.EVENT, namespace=message.nsp, data=data["packet"]["data"], id=number)
+            self.server._send_packet(eio_sid, packet)
+
+    def _return_ack(self, uid: str, namespace: str, request_id: str, *arguments: Any) -> None:
+        self._answer(uid, MessageType.BROADCAST_ACK, namespace, messages.broadcast_ack(request_id, list(arguments)))
+
+    def _answer(self, uid: str, kind: MessageType, namespace: str, data: dict[str, Any]) -> None:
+        if self._mesh is not None:
+            self._mesh.send(uid, self._message(kind, namespace, data))
+
+    def _on_client_count(self, peer: Peer, message: ClusterMessage) -> None:
+        self._requests.counted(message.data["requestId"], peer.uid, message.data["clientCount"])
+
+    def _on_ack(self, _peer: Peer, message: ClusterMessage) -> None:
+        arguments = messages.acknowledged_arguments(message.data)
+        callback = self._requests.answered(message.data["requestId"], arguments)
+        if callback is not None:
+            gevent.spawn(callback)
+
+    def _on_join(self, peer: Peer, message: ClusterMessage) -> None:
+        for sid, _ in self._selected(message):
+            for room in message.data["rooms"]:
+                try:
+                    Manager.enter_room(self, sid, message.nsp, room)
+                except ValueError as exc:
+                    self._mesh_logger.warning("%s asked to put %s into %r: %s", peer.uid, sid, room, exc)
+
+    def _on_leave(self, _peer: Peer, message: ClusterMessage) -> None:
+        for sid, _ in self._selected(message):
+            for room in message.data["rooms"]:
+                Manager.leave_room(self, sid, message.nsp, room)
+
+    def _on_disconnect(self, _peer: Peer, message: ClusterMessage) -> None:
+        for sid, _ in self._selected(message):
+            gevent.spawn(self.server.disconnect, sid, namespace=message.nsp, ignore_queue=True)
+        # They run now, up to the point where a disconnect handler waits: an event that comes behind this message finds
+        # the clients gone.
+        gevent.sleep(0)
+
+    def _selected(self, message: ClusterMessage) -> list[tuple[str, str]]:
+        opts = message.data["opts"]
+        return self._fanout.participants(message.nsp, opts["rooms"], opts["except"])
+
+
+def _new_uid() -> str:
+    return secrets.token_hex(8)
+
+
+def _codec_name(packet_class: Any) -> str:
+    """Names what clients get: nodes whose names are equal exchange encoded packets."""
+    if packet_class.encode is sio_packet.Packet.encode:
+        return "json"
+    if packet_class.encode is MsgPackPacket.encode:
+        return "msgpack"
+    return f"{packet_class.__module__}.{packet_class.__qualname__}"[:128]
+
+
+def _arguments(data: Any) -> list[Any]:
+    """The arguments of an event, by python-socketio's rule: a tuple is several, None is none, anything else is one."""
+    if isinstance(data, tuple):
+        return list(data)
+    return [] if data is None else [data]
+
+
+def _rooms(room: Any) -> list[Hashable] | None:
+    """The rooms to emit to: an empty list is everybody, None is nobody (an empty list of rooms was given)."""
+    if room is None:
+        return []
+    if hasattr(room, "__len__") and not isinstance(room, str):
+        return list(room) or None
+    return [room]
+
+
+def _sids(skip_sid: str | list[str] | None) -> list[str]:
+    if skip_sid is None:
+        return []
+    return list(skip_sid) if isinstance(skip_sid, (list, tuple, set, frozenset)) else [skip_sid]

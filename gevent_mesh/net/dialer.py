@@ -1,0 +1,150 @@
+"""Opening a connection to another node or to a discovery server, up to the answered WebSocket upgrade.
+
+Rules:
+
+- One deadline for everything: looking the name up, TCP, the request, the answer.
+- Whatever goes wrong is a `DialError` that says with whom and why; the socket is gone by then.
+- wsproto does the handshake and never sees a frame: what comes behind the response's head is kept for the first `recv`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+import gevent
+from gevent import socket
+from wsproto import ConnectionType, WSConnection
+from wsproto.events import AcceptConnection, Event, RejectConnection, Request
+from wsproto.utilities import LocalProtocolError, RemoteProtocolError
+
+from ..errors import DialError
+from ..protocol.address import Address, parse_address
+from .transport import Transport
+
+__all__ = ["dial"]
+
+_MAX_RESPONSE_BYTES = 8 * 1024
+_END_OF_HEAD = b"\r\n\r\n"
+_MESH_HEADER = b"mesh-protocol"
+_MESH_VERSION = b"1"
+
+_NO_HEADERS: Mapping[str, str] = MappingProxyType({})
+
+
+def dial(
+    address: str,
+    *,
+    timeout_seconds: float = 5.0,
+    headers: Mapping[str, str] = _NO_HEADERS,
+    require_mesh: bool = True,
+) -> Transport:
+    """Open a WebSocket connection.
+
+    Args:
+        address: ``ws://host:port``.
+        timeout_seconds: for all of it.
+        headers: sent along in the request.
+        require_mesh: refuse whoever upgrades without speaking our protocol (say, the Node package).
+
+    Raises:
+        DialError: it did not work.
+    """
+    target = _target(address)
+    timeout = gevent.Timeout(timeout_seconds)
+    timeout.start()
+    try:
+        return _open(target, headers, require_mesh)
+    except gevent.Timeout as expired:
+        if expired is not timeout:
+            raise
+        raise DialError(f"{target}: no WebSocket connection within {timeout_seconds:g} s") from None
+    finally:
+        timeout.close()
+
+
+def _target(address: str) -> Address:
+    try:
+        target = parse_address(address)
+    except ValueError as error:
+        raise DialError(str(error)) from error
+    if target.secure:
+        raise DialError(f"{target}: TLS links (wss://) are not supported yet; use ws://")
+    return target
+
+
+def _open(target: Address, headers: Mapping[str, str], require_mesh: bool) -> Transport:
+    transport = Transport(_connect(target), is_client=True)
+    try:
+        _upgrade(transport, target, headers, require_mesh)
+    except BaseException:
+        # Also when a timeout or a kill comes from outside: nobody else knows this socket.
+        transport.abort()
+        raise
+    return transport
+
+
+def _connect(target: Address) -> socket.socket:
+    try:
+        sock = socket.create_connection((target.host, target.port))
+    except (OSError, UnicodeError) as error:
+        raise DialError(f"{target}: {_reason(error)}") from error
+    try:
+        # Dialling a free local port from the range of outgoing ports can connect a socket to itself.
+        to_itself = sock.getsockname() == sock.getpeername()
+    except OSError as error:
+        sock.close()
+        raise DialError(f"{target}: {_reason(error)}") from error
+    if to_itself:
+        sock.close()
+        raise DialError(f"{target}: nobody listens there")
+    return sock
+
+
+def _upgrade(transport: Transport, target: Address, headers: Mapping[str, str], require_mesh: bool) -> None:
+    handshake = WSConnection(ConnectionType.CLIENT)
+    sent = [(_MESH_HEADER, _MESH_VERSION)]
+    sent += [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]
+    try:
+        transport.send(handshake.send(Request(host=target.netloc, target="/", extra_headers=sent)))
+    except (ConnectionError, LocalProtocolError, UnicodeError) as error:
+        raise DialError(f"{target}: {_reason(error)}") from error
+    head = _read_head(transport, target)
+    _check(_answer(handshake, head, target), target, require_mesh)
+
+
+def _read_head(transport: Transport, target: Address) -> bytes:
+    received = b""
+    while _END_OF_HEAD not in received:
+        if len(received) >= _MAX_RESPONSE_BYTES:
+            raise DialError(f"{target}: the answer to the upgrade has more than {_MAX_RESPONSE_BYTES} bytes")
+        data = transport.recv(_MAX_RESPONSE_BYTES - len(received))
+        if not data:
+            raise DialError(f"{target}: the connection was closed before the upgrade was answered")
+        received += data
+    head, _, behind = received.partition(_END_OF_HEAD)
+    transport.unread(behind)
+    return head + _END_OF_HEAD
+
+
+def _answer(handshake: WSConnection, head: bytes, target: Address) -> Event:
+    try:
+        handshake.receive_data(head)
+        return next(iter(handshake.events()))
+    except RemoteProtocolError as error:
+        raise DialError(f"{target}: not a WebSocket answer: {error}") from error
+    except (StopIteration, LocalProtocolError, ValueError) as error:
+        raise DialError(f"{target}: not a WebSocket answer") from error
+
+
+def _check(answer: Event, target: Address, require_mesh: bool) -> None:
+    if isinstance(answer, RejectConnection):
+        raise DialError(f"{target}: the upgrade was refused with HTTP status {answer.status_code}")
+    if not isinstance(answer, AcceptConnection):
+        raise DialError(f"{target}: not a WebSocket answer")
+    if require_mesh and (_MESH_HEADER, _MESH_VERSION) not in answer.extra_headers:
+        raise DialError(f"{target}: answers WebSocket, but is not a node of this mesh (no 'Mesh-Protocol: 1')")
+
+
+def _reason(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__

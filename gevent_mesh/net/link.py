@@ -1,0 +1,261 @@
+"""One link: the greenlets that drive a `LinkProtocol` over a transport.
+
+Rules:
+
+- Three greenlets, one way out. The *reader* is the greenlet that calls `run`; the link is over when it returns. The
+  *writer* is the only one that ever sends. The *heartbeat* starts when the link is up.
+- Others end a link with `cut` or `leave`, which make the reader return; they never take it apart themselves. So "the
+  link has ended" also means "nothing of it is being handed on any more", which resuming a session relies on.
+- The reader never runs application code that could wait (see `gevent_mesh.manager`), and it gives way every few
+  milliseconds, so that heartbeats and clients are served during a flood.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from time import monotonic
+from typing import Any, Protocol
+
+import gevent
+from gevent.event import Event as GeventEvent
+
+from ..errors import HandshakeError, RemoteError
+from ..protocol.frames import Refusal
+from ..protocol.link import Claimed, Event, Identity, Left, LinkProtocol, Lost, Phase, Proven, Status
+from ..protocol.messages import ClusterMessage
+from ..protocol.peers import Peer
+from .listener import StrangerTicket
+from .transport import Transport
+
+__all__ = ["Link", "LinkOwner"]
+
+logger = logging.getLogger(__name__)
+
+ACK_SECONDS = 0.2
+SLICE_SECONDS = 0.005
+"""How long the reader works before it lets others run."""
+PARTING_SECONDS = 1.0
+"""How long the last words (BYE) may take to leave."""
+
+
+class LinkOwner(Protocol):
+    """What a link tells the mesh. Called in the reader's greenlet; only `link_proven` may wait."""
+
+    def link_claimed(self, uid: str) -> None:
+        """A dialer says who it is. Raises HandshakeError to refuse."""
+
+    def link_proven(self, link: Link, identity: Identity) -> Peer:
+        """The other side is authentic: make it a peer. Raises HandshakeError to refuse."""
+
+    def link_event(self, link: Link, event: Status | Lost | Left) -> None:
+        """Something happened on a link that is up."""
+
+    def link_message(self, peer: Peer, message: ClusterMessage) -> None:
+        """A message was received, in order and once."""
+
+    def link_relieved(self) -> None:
+        """A peer has acknowledged something."""
+
+    def link_ended(self, link: Link, reason: str) -> None:
+        """The link is over."""
+
+    def status(self) -> dict[str, Any]:
+        """What heartbeats say of this node."""
+
+
+class Link:
+    """Drives one connection.
+
+    Args:
+        transport: the connection, after the WebSocket upgrade; owned by the link from now on.
+        protocol: its rules.
+        owner: who is told.
+    """
+
+    def __init__(self, transport: Transport, protocol: LinkProtocol, owner: LinkOwner) -> None:
+        self.transport = transport
+        self.protocol = protocol
+        self.peer: Peer | None = None
+        self.ticket: StrangerTicket | None = None
+        self.ended = GeventEvent()
+        self.error: RemoteError | None = None
+        self._owner = owner
+        self._reason = ""
+        self._wake = GeventEvent()
+        self._idle = False
+        self._reader: gevent.Greenlet | None = None
+        self._writer: gevent.Greenlet | None = None
+        self._heart: gevent.Greenlet | None = None
+        self._ack_timer = gevent.get_hub().loop.timer(ACK_SECONDS)
+
+    def __repr__(self) -> str:
+        return f"<Link {self.protocol!r} {self.transport.peer_address}>"
+
+    # ------------------------------------------------------------------ for others
+
+    def wake(self) -> None:
+        """There may be something to send. Cheap, never waits, callable from anywhere in this thread."""
+        if self._idle:
+            self._idle = False
+            self._wake.set()
+
+    def cut(self, reason: str) -> None:
+        """End the link at once, with a TCP reset: whatever it had not delivered is sent again by the next one."""
+        self._reason = self._reason or reason
+        self.protocol.close()
+        self.transport.abort()
+
+    def leave(self, code: Refusal, reason: str) -> None:
+        """End the link politely: say BYE behind what was sent before. Waits for at most `PARTING_SECONDS`."""
+        self._reason = self._reason or reason
+        self.protocol.refuse(code, reason)
+        self._part()
+        self.transport.close()
+        if not self.ended.wait(PARTING_SECONDS):
+            self.transport.abort()
+
+    def kill(self, reason: str) -> None:
+        """End a link whose reader does not come back."""
+        self.cut(reason)
+        if self._reader is not None:
+            self._reader.kill(block=False)
+
+    # ------------------------------------------------------------------ reader
+
+    def run(self) -> None:
+        """Read until the link is over. Never raises because of the other side."""
+        self._reader = gevent.getcurrent()
+        self._writer = gevent.spawn(self._write)
+        try:
+            self._read()
+        except RemoteError as exc:
+            self.error = exc
+            self._reason = self._reason or str(exc)
+        except Exception:
+            logger.exception("a link failed because of an error of ours: %r", self)
+            self._reason = self._reason or "internal error"
+        finally:
+            self._finish()
+
+    def _read(self) -> None:
+        protocol, transport = self.protocol, self.transport
+        slice_ends = monotonic() + SLICE_SECONDS
+        while protocol.phase is not Phase.CLOSED:
+            data = transport.recv()
+            if not data:
+                self._reason = self._reason or "the connection was closed"
+                return
+            for event in protocol.receive(data, monotonic()):
+                self._handle(event)
+                if monotonic() > slice_ends:
+                    gevent.sleep(0)
+                    slice_ends = monotonic() + SLICE_SECONDS
+            self._after_receive()
+
+    def _handle(self, event: Event) -> None:
+        if type(event) is ClusterMessage:
+            peer = self.peer
+            if peer is not None:
+                self._hand_on(peer, event)
+        elif isinstance(event, Claimed):
+            self._ask(lambda: self._owner.link_claimed(event.uid))
+        elif isinstance(event, Proven):
+            self._ask(lambda: self._prove(event.peer))
+        elif isinstance(event, (Status, Lost, Left)):
+            self._owner.link_event(self, event)
+            if isinstance(event, Left):
+                self._reason = self._reason or f"the peer said goodbye: {event.reason}"
+
+    def _hand_on(self, peer: Peer, message: ClusterMessage) -> None:
+        try:
+            self._owner.link_message(peer, message)
+        except Exception:
+            # One message that we cannot handle must not cost the ones behind it.
+            logger.exception("a %s message from %s could not be handled", message.type.name, peer.uid)
+
+    def _ask(self, decision: Callable[[], None]) -> None:
+        try:
+            decision()
+        except HandshakeError as exc:
+            self.error = exc
+            self._reason = self._reason or str(exc)
+            self.protocol.refuse(Refusal(exc.code), exc.reason)
+
+    def _prove(self, identity: Identity) -> None:
+        self.peer = self._owner.link_proven(self, identity)
+        if self.protocol.phase is Phase.UP:
+            self._heart = gevent.spawn(self._beat)
+
+    def _after_receive(self) -> None:
+        """Answer what came: handshake frames and pongs at once, acknowledgements at once or after a short while."""
+        peer = self.peer
+        if peer is not None:
+            session = peer.session
+            if session.owes_ack_now:
+                self.protocol.request_ack()
+            elif session.owes_ack and not self._ack_timer.active:
+                self._ack_timer.start(self._ack_due)
+            self._owner.link_relieved()
+        if self.protocol.has_outgoing:
+            self.wake()
+
+    def _ack_due(self) -> None:
+        # Runs in the hub: must not wait.
+        self._ack_timer.stop()
+        self.protocol.request_ack()
+        self.wake()
+
+    def _finish(self) -> None:
+        self._ack_timer.stop()
+        self._ack_timer.close()
+        if self._heart is not None:
+            self._heart.kill(block=False)
+        self._part()
+        self.protocol.close()
+        self.transport.close()
+        self._owner.link_ended(self, self._reason)
+        self.ended.set()
+
+    def _part(self) -> None:
+        """Let the writer say the last words, if there are any."""
+        writer = self._writer
+        if writer is None:
+            return
+        self.wake()
+        writer.join(PARTING_SECONDS if self.protocol.phase is Phase.CLOSED else 0)
+        if not writer.dead:
+            self.transport.abort()
+            writer.kill(block=False)
+
+    # ------------------------------------------------------------------ writer
+
+    def _write(self) -> None:
+        protocol, transport = self.protocol, self.transport
+        try:
+            while True:
+                data = protocol.outgoing()
+                if data:
+                    transport.send(data)
+                    continue
+                if protocol.phase is Phase.CLOSED:
+                    return
+                self._idle = True
+                self._wake.wait()
+                self._wake.clear()
+        except OSError as exc:
+            self.cut(f"sending failed: {exc}")
+        except Exception:
+            logger.exception("the writer of a link failed because of an error of ours: %r", self)
+            self.cut("internal error")
+
+    # ------------------------------------------------------------------ heartbeat
+
+    def _beat(self) -> None:
+        protocol = self.protocol
+        while protocol.phase is Phase.UP:
+            gevent.sleep(max(0.0, protocol.next_tick() - monotonic()))
+            if not protocol.tick(monotonic(), self._owner.status()):
+                self.cut(f"nothing was heard for {monotonic() - protocol.heard_at:.1f} s")
+                return
+            self.wake()

@@ -1,0 +1,556 @@
+"""The mesh of one node: owns the table of peers, the links, the listener and the clients of discovery.
+
+Greenlets: the *scheduler* dials what is due and gives up what is overdue; each dial and each accepted connection has
+one that becomes its link's reader; each discovery server has one. All state is in `PeerTable`, and nothing here waits
+between reading it and writing it.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import secrets
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from time import monotonic
+from typing import Any
+
+import gevent
+from gevent.event import Event
+from gevent.pool import Group
+
+from ..config import MeshConfig
+from ..errors import DialError, HandshakeError
+from ..protocol.flow import Patience
+from ..protocol.frames import NONCE_BYTES, Refusal, Role
+from ..protocol.handshake import Keys
+from ..protocol.link import Identity, Left, LinkProtocol, Lost, Status
+from ..protocol.membership import Change, PeerState
+from ..protocol.messages import ClusterMessage
+from ..protocol.peers import Peer, PeerTable
+from .dialer import dial
+from .discovery import DiscoveryClient
+from .link import Link
+from .listener import Listener, StrangerTicket
+from .transport import Transport
+
+__all__ = ["Counters", "Mesh", "PeerInfo"]
+
+HANDSHAKE_SECONDS = 5.0
+SWEEP_SECONDS = 1.0
+FLUSH_SECONDS = 2.0
+STUCK_READER_SECONDS = 5.0
+UNSENT_HIGH_WATER_BYTES = 64 * 1024
+"""Above this much unsent, a publisher lets the writers run before it goes on."""
+WHY_LOST = "the link was down for longer than the resume window, or more was sent meanwhile than the outbox holds"
+SAME_FAILURE_SECONDS = 60.0
+"""A peer that keeps failing in the same way is logged this often."""
+
+
+@dataclass(frozen=True, slots=True)
+class PeerInfo:
+    """What this node knows of a peer.
+
+    Attributes:
+        uid: 16 hex digits, new at every start of that node.
+        address: where it listens; empty for an emitter.
+        state: ``joining``, ``alive``, ``suspect`` or ``dead``.
+        round_trip_seconds: the last measured round trip; None while no link is up.
+        clients: clients connected to it, as of its last heartbeat; None before the first.
+    """
+
+    uid: str
+    address: str
+    state: str
+    round_trip_seconds: float | None
+    clients: int | None
+
+
+@dataclass(slots=True)
+class Counters:
+    """What happened since the start. Messages are counted for each peer."""
+
+    links_up: int = 0
+    links_down: int = 0
+    messages_sent: int = 0
+    messages_received: int = 0
+    sent_lost: int = 0
+    received_lost: int = 0
+    slow_consumers: int = 0
+    spoofed: int = 0
+    undecodable: int = 0
+    before_roster_dropped: int = 0
+
+
+class Mesh:
+    """A node's place in the mesh.
+
+    Args:
+        config: valid options.
+        uid: this node's.
+        codec: the form of the packets that clients get here.
+        on_message: called with (peer, message) for each message, in a reader's greenlet: it must not wait.
+        on_sweep: called about once a second with the monotonic time.
+        client_count: tells how many clients this node serves.
+        logger: where to report.
+    """
+
+    def __init__(
+        self,
+        config: MeshConfig,
+        *,
+        uid: str,
+        codec: str,
+        on_message: Callable[[Peer, ClusterMessage], None],
+        on_sweep: Callable[[float], None],
+        client_count: Callable[[], int],
+        logger: logging.Logger,
+    ) -> None:
+        self.config = config
+        self.uid = uid
+        self.address = config.address
+        self.codec = codec
+        self.counters = Counters()
+        self.table = PeerTable(uid, random.Random(secrets.randbits(64)), config.resume_window, config.outbox_bytes)
+        self._on_message = on_message
+        self._on_sweep = on_sweep
+        self._client_count = client_count
+        self._logger = logger
+        self._keys = Keys(config.tokens)
+        self._links: dict[str, Link] = {}
+        self._dialled: dict[str, Link] = {}
+        self._connections: set[Link] = set()
+        self._patience: dict[str, Patience] = {}
+        self._last_failure: dict[str, tuple[str, float]] = {}
+        # What was published before the first roster came: whoever becomes known until then gets it too.
+        self._before_roster: deque[bytes] | None = deque() if config.discovery else None
+        self._before_roster_bytes = 0
+        self._kick = Event()
+        self._changed = Event()
+        self._relief = Event()
+        self._congested = False
+        self._dials = Group()
+        self._scheduler: gevent.Greenlet | None = None
+        self._listener: Listener | None = None
+        self._discovery: list[DiscoveryClient] = []
+        self._stopping = False
+
+    # ------------------------------------------------------------------ start and stop
+
+    def start(self) -> None:
+        """Listen, register, and begin to link.
+
+        Raises:
+            StartError: the port cannot be bound.
+        """
+        if not self.config.write_only and self.config.discovery:
+            self._listener = Listener(
+                self.config.host, self.config.port, on_websocket=self._accept, require_mesh_header=True
+            )
+            self._listener.start()
+        secret = secrets.token_bytes(16)
+        self._discovery = [
+            DiscoveryClient(
+                url,
+                uid=self.uid,
+                secret=secret,
+                role="emitter" if self.config.write_only else "node",
+                tokens=self.config.tokens,
+                address_for=self._address_for,
+                on_roster=self._take_roster,
+            )
+            for url in self.config.discovery
+        ]
+        for client in self._discovery:
+            client.start()
+        self._scheduler = gevent.spawn(self._schedule)
+
+    def stop(self, timeout: float = FLUSH_SECONDS) -> None:
+        """Leave the mesh: say so, after what was published has gone out.
+
+        Args:
+            timeout: the most seconds to wait for peers to take what is waiting for them.
+        """
+        self._stopping = True
+        for client in self._discovery:
+            client.stop()
+        self.flush(timeout)
+        if self._listener is not None:
+            self._listener.stop()
+        if self._scheduler is not None:
+            self._scheduler.kill()
+        partings = [gevent.spawn(link.leave, Refusal.LEAVING, "leaving") for link in list(self._connections)]
+        gevent.joinall(partings)
+        self._dials.kill()
+
+    def forget(self) -> None:
+        """In a forked child: give up everything that belongs to the parent, without a word to anybody."""
+        for client in self._discovery:
+            client.forget()
+        for link in self._connections:
+            link.transport.forget()
+        if self._listener is not None:
+            self._listener.forget()
+
+    def flush(self, timeout: float) -> bool:
+        """Wait until live peers have acknowledged all that was published.
+
+        Returns:
+            Whether they have.
+        """
+        deadline = monotonic() + timeout
+        while any(len(peer.session) for peer in self.table.alive()):
+            self._relief.clear()
+            self._congested = True
+            if not self._relief.wait(max(0.0, deadline - monotonic())) and monotonic() >= deadline:
+                return False
+        return True
+
+    def _address_for(self, local_host: str) -> str:
+        """The address to register: as configured, else where the connection to discovery shows us to be reachable."""
+        if not self.address:
+            wildcard = self.config.host in ("", "0.0.0.0", "::")
+            host = local_host if wildcard else self.config.host
+            self.address = f"ws://[{host}]:{self.port}" if ":" in host else f"ws://{host}:{self.port}"
+        return self.address
+
+    @property
+    def port(self) -> int:
+        """The port that peers dial; 0 for one that does not listen."""
+        return 0 if self._listener is None else self._listener.port
+
+    # ------------------------------------------------------------------ sending
+
+    def publish(self, peers: Iterable[Peer], message: bytes) -> None:
+        """Put one encoded message into the outboxes of some peers. All share the bytes.
+
+        May let other greenlets run, so that a loop of publishing starves nobody, and waits for peers that are behind
+        as long as they keep moving.
+        """
+        unsent = 0
+        for peer in peers:
+            unsent = max(unsent, self._append(peer, message))
+        if unsent > UNSENT_HIGH_WATER_BYTES:
+            self._give_way()
+
+    def send(self, uid: str, message: bytes) -> bool:
+        """Put a message into one peer's outbox. Never waits.
+
+        Returns:
+            False when there is no such peer.
+        """
+        peer = self.table.get(uid)
+        if peer is None:
+            return False
+        self._append(peer, message)
+        return True
+
+    def _append(self, peer: Peer, message: bytes) -> int:
+        session = peer.session
+        link = self._links.get(peer.uid)
+        if link is not None and session.attached and not session.fits(len(message)):
+            self._cut_slow(peer, link)
+        session.append(message)
+        self.counters.messages_sent += 1
+        if link is None or not session.attached:
+            return 0
+        link.wake()
+        # The outbox counts from half of its limit on: what is sent and not acknowledged is on its way to overflow too.
+        half = self.config.outbox_bytes // 2
+        return max(session.waiting_bytes, session.outbox_bytes if session.outbox_bytes > half else 0)
+
+    def _cut_slow(self, peer: Peer, link: Link) -> None:
+        self.counters.slow_consumers += 1
+        self._logger.warning(
+            "%s is too slow: %d bytes wait for it; its connection is cut and will be resumed",
+            peer.uid, peer.session.outbox_bytes,
+        )  # fmt: skip
+        link.cut("slow consumer")
+        # The reader takes the rest down; from here on the outbox may drop its oldest messages.
+        peer.session.detach()
+
+    @property
+    def awaits_roster(self) -> bool:
+        """Whether no discovery server has told its roster yet, so that most peers are not known."""
+        return self._before_roster is not None
+
+    def keep_for_newcomers(self, message: bytes) -> None:
+        """Keep a message for peers that become known until the first roster has come, the oldest first to go."""
+        kept = self._before_roster
+        if kept is None:
+            return
+        kept.append(message)
+        self._before_roster_bytes += len(message)
+        while self._before_roster_bytes > self.config.outbox_bytes:
+            self._before_roster_bytes -= len(kept.popleft())
+            self.counters.before_roster_dropped += 1
+
+    def _welcome_newcomers(self, changes: list[Change]) -> None:
+        for change in changes:
+            peer = self.table.get(change.uid)
+            if change.before is None and peer is not None and peer.receives_events:
+                for message in self._before_roster or ():
+                    self._append(peer, message)
+
+    def _give_way(self) -> None:
+        if gevent.getcurrent() is gevent.get_hub():
+            return
+        gevent.sleep(0)
+        while behind := self._worth_waiting_for():
+            started = monotonic()
+            self._congested = True
+            self._relief.clear()
+            self._relief.wait(0.05)
+            waited = monotonic() - started
+            for peer in behind:
+                self._patience[peer.uid].spend(waited)
+
+    def _worth_waiting_for(self) -> list[Peer]:
+        half = self.config.outbox_bytes // 2
+        behind = []
+        for peer in self.table.alive():
+            if peer.session.attached and peer.session.outbox_bytes > half:
+                patience = self._patience.setdefault(peer.uid, Patience())
+                patience.earn(peer.session.acked_bytes)
+                if patience.is_left:
+                    behind.append(peer)
+        return behind
+
+    # ------------------------------------------------------------------ membership
+
+    @property
+    def peers(self) -> list[PeerInfo]:
+        """All peers, sorted by uid."""
+        infos = []
+        for peer in self.table:
+            link = peer.link
+            infos.append(
+                PeerInfo(
+                    uid=peer.uid,
+                    address=peer.member.address,
+                    state=peer.member.state.value,
+                    round_trip_seconds=None if link is None else link.round_trip_seconds,
+                    clients=peer.clients,
+                )
+            )
+        return sorted(infos, key=lambda info: info.uid)
+
+    def wait_for_peers(self, count: int, timeout: float | None) -> bool:
+        """Wait until links to at least `count` other nodes are up.
+
+        Returns:
+            Whether they are.
+        """
+        deadline = None if timeout is None else monotonic() + timeout
+        while sum(peer.receives_events for peer in self.table.alive()) < count:
+            self._changed.clear()
+            left = None if deadline is None else deadline - monotonic()
+            if left is not None and left <= 0:
+                return False
+            self._changed.wait(left)
+        return True
+
+    def _take_roster(self, source: str, servers: dict[str, str], complete: bool) -> None:
+        self._report(self.table.roster(source, servers, complete, monotonic()))
+        self._before_roster = None
+        self._kick.set()
+
+    def _report(self, changes: list[Change]) -> None:
+        self._welcome_newcomers(changes)
+        for change in changes:
+            before = change.before.value if change.before else "unknown"
+            after = change.after.value if change.after else "gone"
+            if change.after is PeerState.DEAD:
+                self._logger.warning(
+                    "peer %s has been away for %.0f s: what it misses from now on is lost, and counted",
+                    change.uid,
+                    self.config.resume_window,
+                )
+            else:
+                self._logger.debug("peer %s: %s -> %s", change.uid, before, after)
+            if change.after is None:
+                self._patience.pop(change.uid, None)
+                self._last_failure.pop(change.uid, None)
+        if changes:
+            self._changed.set()
+
+    # ------------------------------------------------------------------ scheduler
+
+    def _schedule(self) -> None:
+        swept_at = monotonic()
+        while True:
+            now = monotonic()
+            if now - swept_at >= SWEEP_SECONDS:
+                swept_at = now
+                self._sweep(now)
+            for peer in self.table.due(now):
+                self.table.dial_started(peer)
+                self._dials.spawn(self._dial, peer)
+            due = self.table.next_due(now)
+            wait = SWEEP_SECONDS if due is None else min(SWEEP_SECONDS, max(0.0, due - now))
+            self._kick.wait(wait)
+            self._kick.clear()
+
+    def _sweep(self, now: float) -> None:
+        self._report(self.table.tick(now))
+        try:
+            self._on_sweep(now)
+        except Exception:
+            self._logger.exception("the sweep of requests failed")
+
+    # ------------------------------------------------------------------ dialling and accepting
+
+    def _identity(self) -> Identity:
+        role = Role.EMITTER if self.config.write_only else Role.NODE
+        return Identity(self.uid, self.address, role, self.config.channel, self.codec)
+
+    def _protocol(self, **options: Any) -> LinkProtocol:
+        return LinkProtocol(
+            self._identity(),
+            self._keys,
+            nonce=secrets.token_bytes(NONCE_BYTES),
+            now=monotonic(),
+            heartbeat_interval=self.config.heartbeat_interval,
+            heartbeat_timeout=self.config.heartbeat_timeout,
+            **options,
+        )
+
+    def _dial(self, peer: Peer) -> None:
+        error: Exception | None = None
+        try:
+            transport = dial(peer.member.address, timeout_seconds=HANDSHAKE_SECONDS)
+        except DialError as exc:
+            error = exc
+        else:
+            if self._still_wanted(peer):
+                error = self._run_dialled(peer, transport)
+            else:
+                transport.abort()
+        if peer.dialing:
+            self.table.dial_failed(peer, monotonic())
+            self._log_failure(peer, error)
+        self._kick.set()
+
+    def _still_wanted(self, peer: Peer) -> bool:
+        return not self._stopping and peer.dialing and peer.link is None and self.table.get(peer.uid) is peer
+
+    def _run_dialled(self, peer: Peer, transport: Transport) -> Exception | None:
+        protocol = self._protocol(target=peer.uid, session=peer.session.state())
+        self.table.dial_said_hello(peer, protocol)
+        link = Link(transport, protocol, self)
+        self._dialled[peer.uid] = link
+        deadline = gevent.spawn_later(HANDSHAKE_SECONDS, self._expire, link)
+        try:
+            self._run(link)
+        finally:
+            deadline.kill(block=False)
+            if self._dialled.get(peer.uid) is link:
+                del self._dialled[peer.uid]
+        return link.error
+
+    def _expire(self, link: Link) -> None:
+        if link.peer is None:
+            link.cut(f"no handshake within {HANDSHAKE_SECONDS:.0f} s")
+
+    def _accept(self, transport: Transport, ticket: StrangerTicket) -> None:
+        link = Link(transport, self._protocol(), self)
+        link.ticket = ticket
+        self._run(link)
+
+    def _run(self, link: Link) -> None:
+        self._connections.add(link)
+        try:
+            link.run()
+        finally:
+            self._connections.discard(link)
+
+    def _log_failure(self, peer: Peer, error: Exception | None) -> None:
+        if error is None or (isinstance(error, HandshakeError) and error.code == Refusal.DUPLICATE):
+            return
+        text, now = str(error), monotonic()
+        last, at = self._last_failure.get(peer.uid, ("", 0.0))
+        if text != last or now - at > SAME_FAILURE_SECONDS:
+            self._last_failure[peer.uid] = (text, now)
+            self._logger.warning("no link to %s at %s: %s", peer.uid, peer.member.address, text)
+
+    # ------------------------------------------------------------------ what links say (LinkOwner)
+
+    def link_claimed(self, uid: str) -> None:
+        self.table.check_claim(uid)
+
+    def link_proven(self, link: Link, identity: Identity) -> Peer:
+        if self._stopping:
+            raise HandshakeError(Refusal.BUSY, "this node is about to stop")
+        self.table.check_proven(link.protocol, identity.uid)
+        while (old := self._links.get(identity.uid)) is not None:
+            self._replace(old)
+            # That may have waited, and another link of the pair may have come first.
+            self.table.check_proven(link.protocol, identity.uid)
+        peer, changes = self.table.link_up(link.protocol, identity, monotonic())
+        self._links[peer.uid] = link
+        dialled = self._dialled.pop(peer.uid, link)
+        if dialled is not link:
+            dialled.cut("the other side was first")
+        self._note_lost(peer)
+        if link.ticket is not None:
+            link.ticket.admitted()
+        self.counters.links_up += 1
+        self._last_failure.pop(peer.uid, None)
+        self._logger.info("link up: %s (%s)", peer.uid, peer.member.address or "emitter")
+        self._report(changes)
+        return peer
+
+    def _note_lost(self, peer: Peer) -> None:
+        lost = peer.session.sent_lost - peer.sent_lost_reported
+        if lost:
+            peer.sent_lost_reported += lost
+            self.counters.sent_lost += lost
+            self._logger.error("%d messages to %s were lost: %s", lost, peer.uid, WHY_LOST)
+
+    def _replace(self, old: Link) -> None:
+        old.cut("replaced by a newer link")
+        if not old.ended.wait(STUCK_READER_SECONDS):
+            self._logger.error("the reader of %r is stuck; it is killed", old)
+            old.kill("stuck")
+            old.ended.wait(STUCK_READER_SECONDS)
+
+    def link_event(self, link: Link, event: Status | Lost | Left) -> None:
+        peer = link.peer
+        if peer is None:
+            return
+        if isinstance(event, Status):
+            clients = event.facts.get("clients")
+            peer.clients = clients if type(clients) is int else None
+        elif isinstance(event, Lost):
+            self.counters.received_lost += event.count
+            self._logger.error("%d messages from %s were lost: %s", event.count, peer.uid, WHY_LOST)
+        elif event.code == Refusal.LEAVING:
+            self._report(self.table.left(peer.uid))
+
+    def link_message(self, peer: Peer, message: ClusterMessage) -> None:
+        self.counters.messages_received += 1
+        self._on_message(peer, message)
+
+    def link_relieved(self) -> None:
+        if self._congested:
+            self._congested = False
+            self._relief.set()
+
+    def link_ended(self, link: Link, reason: str) -> None:
+        self.counters.spoofed += link.protocol.spoofed
+        self.counters.undecodable += link.protocol.undecodable
+        peer = link.peer
+        if peer is None or self._links.get(peer.uid) is not link:
+            return
+        del self._links[peer.uid]
+        self.counters.links_down += 1
+        self._logger.info("link down: %s (%s)", peer.uid, reason)
+        changes = self.table.link_down(link.protocol, monotonic())
+        self._report(changes)
+        self._changed.set()
+        self._relief.set()
+        self._kick.set()
+
+    def status(self) -> dict[str, Any]:
+        return {"clients": self._client_count()}

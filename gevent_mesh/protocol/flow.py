@@ -1,0 +1,39 @@
+"""How long a sender waits for a peer that is behind.
+
+A loop that emits faster than a healthy peer can take it must be slowed down, or the peer would be cut as a slow
+consumer although nothing is wrong with it. A peer that hardly moves must not slow anybody down. `Patience` tells the
+two apart: waiting spends it, what the peer acknowledges earns it back.
+"""
+
+from __future__ import annotations
+
+__all__ = ["Patience"]
+
+
+class Patience:
+    """The patience that this node has with one peer.
+
+    Args:
+        seconds: how long senders wait for a peer that acknowledges nothing, in total.
+        bytes_per_second: the pace at which a peer earns all waiting back, so that it is waited for without end.
+    """
+
+    def __init__(self, *, seconds: float = 0.25, bytes_per_second: int = 128 * 1024) -> None:
+        self._full = seconds
+        self._left = seconds
+        self._bytes_per_second = bytes_per_second
+        self._acked_bytes = 0
+
+    def spend(self, seconds: float) -> None:
+        """A sender has waited."""
+        self._left -= seconds
+
+    def earn(self, acked_bytes: int) -> None:
+        """The peer has acknowledged this much since its session began."""
+        self._left = min(self._full, self._left + (acked_bytes - self._acked_bytes) / self._bytes_per_second)
+        self._acked_bytes = acked_bytes
+
+    @property
+    def is_left(self) -> bool:
+        """Whether to wait for this peer at all."""
+        return self._left > 0

@@ -1,0 +1,511 @@
+"""One connection between two nodes: bytes in, events out, bytes to send.
+
+Everything that changes a link's state is here. It owns no socket and no greenlet: a driver feeds `receive` with what
+arrives, writes what `outgoing` returns, and calls `tick` when `next_tick` says so.
+
+Phases::
+
+    dialer    HELLO_SENT -> AUTH_SENT -> PROVEN -> UP -> CLOSED
+    listener  WAIT_HELLO -> WAIT_AUTH -> PROVEN -> UP -> CLOSED
+
+PROVEN is the moment of the owner: it may refuse, must stop the pair's former link, and then calls `accept` with the
+session. Until then the other side may send two frames of 1 KiB and nothing else.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import Enum, auto
+from typing import Any
+
+import msgpack
+
+from ..errors import FrameError, HandshakeError, MessageError
+from . import frames
+from .frames import (
+    Auth,
+    Bye,
+    Challenge,
+    Frame,
+    Gap,
+    Heartbeat,
+    Hello,
+    Kind,
+    Refusal,
+    Role,
+    SessionState,
+    Welcome,
+    decode_frame,
+    encode_frame,
+)
+from .handshake import Keys
+from .messages import ClusterMessage, parse
+from .session import Session
+from .websocket import FrameDecoder, Opcode, close_payload, frame, frame_header
+
+__all__ = ["BATCH_BYTES", "Claimed", "Event", "Identity", "Left", "LinkProtocol", "Lost", "Phase", "Proven", "Status"]
+
+BATCH_BYTES = 256 * 1024
+"""How much one BATCH carries, unless a single message is larger."""
+MAX_PENDING_PONGS = 16
+STALL_SECONDS = 1.0
+"""A tick that comes this much too late means that this process stood still, not that the peer did."""
+
+_NORMAL_CLOSE = 1000
+_BATCH_HEADER = struct.Struct("!BQQ")
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """What a node says of itself in HELLO or CHALLENGE.
+
+    Attributes:
+        codec: names the form of the packets that its clients get; equal codecs exchange encoded packets.
+    """
+
+    uid: str
+    address: str = ""
+    role: Role = Role.NODE
+    channel: str = "socketio"
+    codec: str = "json"
+
+
+@dataclass(frozen=True, slots=True)
+class Claimed:
+    """A dialer says who it is; nothing is proved. The owner may `refuse`."""
+
+    uid: str
+
+
+@dataclass(frozen=True, slots=True)
+class Proven:
+    """The other side knows the token. The owner must `accept` or `refuse`."""
+
+    peer: Identity
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """A heartbeat came; `facts` is what the peer says of itself."""
+
+    facts: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """The peer declared messages lost that it can no longer send."""
+
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class Left:
+    """The peer ends the link on purpose."""
+
+    code: int
+    reason: str
+
+
+Event = ClusterMessage | Claimed | Proven | Status | Lost | Left
+
+
+class Phase(Enum):
+    """See the module's docstring."""
+
+    WAIT_HELLO = auto()
+    WAIT_AUTH = auto()
+    HELLO_SENT = auto()
+    AUTH_SENT = auto()
+    PROVEN = auto()
+    UP = auto()
+    CLOSED = auto()
+
+
+class LinkProtocol:
+    """One side of a link.
+
+    Args:
+        us: what we say of ourselves.
+        keys: what we and our peers know.
+        nonce: 32 random bytes, fresh for this link.
+        now: the monotonic time.
+        target: dialer only: the uid that we want to reach; empty when only its address is known.
+        session: dialer only: what we know of the session with `target`.
+        heartbeat_interval: seconds between two heartbeats.
+        heartbeat_timeout: seconds of silence after which the peer counts as gone.
+
+    Attributes:
+        peer: who the other side is, once it has said so.
+        hello_at: when HELLO was sent, or received: how old its word on the session is.
+        round_trip_seconds: the last measured round trip; None before the first.
+        spoofed: messages dropped because they carried another uid than the link's.
+        undecodable: messages dropped because of their shape.
+    """
+
+    def __init__(
+        self,
+        us: Identity,
+        keys: Keys,
+        *,
+        nonce: bytes,
+        now: float,
+        target: str | None = None,
+        session: SessionState | None = None,
+        heartbeat_interval: float = 5.0,
+        heartbeat_timeout: float = 10.0,
+    ) -> None:
+        self._us = us
+        self._keys = keys
+        self._nonce = nonce
+        self._target = target or ""
+        self.is_dialer = session is not None
+        self.peer: Identity | None = None
+        self.phase = Phase.HELLO_SENT if self.is_dialer else Phase.WAIT_HELLO
+        self._decoder = FrameDecoder(max_payload_bytes=frames.MAX_STRANGER_FRAME_BYTES, require_mask=not self.is_dialer)
+        self._control: list[bytes] = []
+        self._pongs = 0
+        self._ack_wanted = False
+        self._session: Session | None = None
+
+        self._hello = b""
+        self._challenge = b""
+        self._proofs: tuple[bytes, ...] = ()
+        self._their_state: SessionState | None = None
+        self.hello_at = now
+        self._asked_at = now
+
+        self._heartbeat_interval = heartbeat_interval
+        self._heartbeat_timeout = heartbeat_timeout
+        self._heard_at = now
+        self._beat_at = now
+        self._planned_tick: float | None = None
+        self._their_clock: tuple[int, float] | None = None
+        self.round_trip_seconds: float | None = None
+        self.spoofed = 0
+        self.undecodable = 0
+
+        if session is not None:
+            hello = Hello(
+                frames.PROTOCOL_VERSION, us.uid, us.address, self._target, nonce, us.role, us.channel, us.codec, session
+            )
+            self._hello = encode_frame(hello)
+            self._queue(self._hello)
+
+    def __repr__(self) -> str:
+        other = self.peer.uid if self.peer else self._target or "?"
+        arrow = "->" if self.is_dialer else "<-"
+        return f"<LinkProtocol {self._us.uid} {arrow} {other} {self.phase.name}>"
+
+    # ------------------------------------------------------------------ what the owner says
+
+    def accept(self, session: Session, now: float) -> None:
+        """Take the other side as a peer and carry `session` from now on.
+
+        Raises:
+            FrameError: the peer's idea of the session cannot be true.
+        """
+        if self.phase is not Phase.PROVEN or self._their_state is None:
+            raise RuntimeError(f"accept() in phase {self.phase.name}")
+        ours = session.state()
+        gap = session.attach(self._their_state)
+        self._session = session
+        if not self.is_dialer:
+            self._queue(encode_frame(Welcome(self._welcome_proof(ours), ours)))
+        if gap is not None:
+            self._queue(encode_frame(gap))
+        self._decoder.max_payload_bytes = frames.MAX_FRAME_BYTES
+        self.phase = Phase.UP
+        self._heard_at = self._beat_at = now
+
+    def refuse(self, code: Refusal, reason: str) -> None:
+        """Say BYE and close: what `outgoing` returns next is the last."""
+        if self.phase is Phase.CLOSED:
+            return
+        self._queue(encode_frame(Bye(code, reason)))
+        self._control.append(frame(Opcode.CLOSE, close_payload(_NORMAL_CLOSE, Refusal(code).name), mask=self.is_dialer))
+        self.phase = Phase.CLOSED
+
+    def close(self) -> None:
+        """The connection is gone, or about to be: nothing is sent or taken any more."""
+        self._control.clear()
+        self.phase = Phase.CLOSED
+
+    # ------------------------------------------------------------------ sending
+
+    def outgoing(self) -> bytes:
+        """Return the bytes to write now, empty if there are none: control frames, then one BATCH of all that waits."""
+        control, self._control = self._control, []
+        self._pongs = 0
+        if self._session is None or self.phase is not Phase.UP:
+            return b"".join(control)
+        session = self._session
+        if not session.has_waiting:
+            if self._ack_wanted:
+                self._ack_wanted = False
+                control.append(self._batch(session.next_sequence, session.acknowledgement(), []))
+            return b"".join(control)
+        self._ack_wanted = False
+        first, messages = session.take(BATCH_BYTES)
+        control.append(self._batch(first, session.acknowledgement(), messages))
+        return b"".join(control)
+
+    @property
+    def has_outgoing(self) -> bool:
+        """Whether `outgoing` would return something."""
+        if self._control:
+            return True
+        return self.phase is Phase.UP and self._session is not None and (self._ack_wanted or self._session.has_waiting)
+
+    def request_ack(self) -> None:
+        """Tell the peer what we have received with the next write, even if there is nothing else to say."""
+        self._ack_wanted = self._session is not None and self._session.owes_ack
+
+    def _batch(self, first: int, acknowledged: int, messages: list[bytes]) -> bytes:
+        head = frames.batch_header(first, acknowledged)
+        size = len(head) + sum(map(len, messages))
+        return b"".join([frame_header(Opcode.BINARY, size, mask=self.is_dialer), head, *messages])
+
+    def _queue(self, payload: bytes) -> None:
+        self._control.append(frame(Opcode.BINARY, payload, mask=self.is_dialer))
+
+    # ------------------------------------------------------------------ heartbeats
+
+    def next_tick(self) -> float:
+        """When `tick` should be called next."""
+        self._planned_tick = min(self._beat_at, self._heard_at + self._heartbeat_timeout)
+        return self._planned_tick
+
+    def tick(self, now: float, status: dict[str, Any]) -> bool:
+        """Send a heartbeat if one is due.
+
+        Args:
+            status: small facts about us, such as ``{"clients": 12}``.
+
+        Returns:
+            False when the peer has been silent for too long.
+        """
+        if self._planned_tick is not None and now - self._planned_tick > STALL_SECONDS:
+            # We were stopped or starved. What the peer sent meanwhile is still in the socket: judge it afresh.
+            self._heard_at = now
+        if now - self._heard_at >= self._heartbeat_timeout:
+            return False
+        if now >= self._beat_at and self._session is not None:
+            self._beat_at = now + self._heartbeat_interval
+            facts = {**status, "sent_at": round(now * 1e6)}
+            if self._their_clock is not None:
+                sent_at, received_at = self._their_clock
+                facts["echo"], facts["held"] = sent_at, round((now - received_at) * 1e6)
+            self._queue(encode_frame(Heartbeat(self._session.acknowledgement(), facts)))
+        return True
+
+    @property
+    def heard_at(self) -> float:
+        """When the last bytes came: any of them count as a sign of life."""
+        return self._heard_at
+
+    def _note_status(self, facts: dict[str, Any], now: float) -> None:
+        sent_at, echo, held = facts.get("sent_at"), facts.get("echo"), facts.get("held")
+        if type(sent_at) is int:
+            self._their_clock = (sent_at, now)
+        if type(echo) is int and type(held) is int:
+            self.round_trip_seconds = max(0.0, now - (echo + held) / 1e6)
+
+    # ------------------------------------------------------------------ receiving
+
+    def receive(self, data: bytes, now: float) -> Iterator[Event]:
+        """Take bytes from the connection and yield what they mean, one event at a time.
+
+        A message counts as received when it is yielded: a caller that stops in the middle gets the rest again over
+        the next link.
+
+        Raises:
+            RemoteError: the connection must end. If the other side should know why, `outgoing` has it.
+        """
+        self._heard_at = now
+        self._decoder.feed(data)
+        while self.phase is not Phase.CLOSED and (found := self._decoder.next_frame()) is not None:
+            opcode, payload = found
+            if opcode == Opcode.BINARY:
+                if self.phase is Phase.UP and payload[:1] == b"\x14":
+                    yield from self._take_batch(payload)
+                else:
+                    yield from self._dispatch(decode_frame(payload), payload, now)
+            elif opcode == Opcode.PING:
+                self._pong(payload)
+            elif opcode == Opcode.CLOSE:
+                self.close()
+
+    def _pong(self, payload: bytes) -> None:
+        self._pongs += 1
+        if self._pongs > MAX_PENDING_PONGS:
+            raise FrameError("pings come faster than they can be answered")
+        self._control.append(frame(Opcode.PONG, payload, mask=self.is_dialer))
+
+    def _dispatch(self, found: Frame, payload: bytes, now: float) -> Iterator[Event]:
+        match self.phase, found:
+            case Phase.UP, Heartbeat(acknowledged, facts):
+                self._up_session().acknowledge(acknowledged)
+                self._note_status(facts, now)
+                yield Status(facts)
+            case Phase.UP, Gap():
+                lost = self._up_session().skip(found)
+                if lost:
+                    yield Lost(lost)
+            case _, Bye(code, reason):
+                yield from self._take_bye(code, reason)
+            case Phase.WAIT_HELLO, Hello():
+                yield from self._take_hello(found, payload, now)
+            case Phase.WAIT_AUTH, Auth(proofs):
+                yield from self._take_auth(proofs, now)
+            case Phase.HELLO_SENT, Challenge():
+                self._take_challenge(found, payload, now)
+            case Phase.AUTH_SENT, Welcome():
+                yield from self._take_welcome(found)
+            case _:
+                raise FrameError(f"a {Kind(payload[0]).name} frame in phase {self.phase.name}")
+
+    def _take_bye(self, code: int, reason: str) -> Iterator[Event]:
+        was_up = self.phase is Phase.UP
+        self.close()
+        if not was_up:
+            raise HandshakeError(code, f"refused: {reason}")
+        yield Left(code, reason)
+
+    # -- listener
+
+    def _take_hello(self, hello: Hello, payload: bytes, now: float) -> Iterator[Event]:
+        us = self._us
+        if hello.version < frames.PROTOCOL_VERSION:
+            raise self._refusal(Refusal.VERSION, f"protocol version {hello.version} is too old")
+        if hello.target not in ("", us.uid):
+            raise self._refusal(Refusal.WRONG_PEER, f"this is {us.uid}, not {hello.target}")
+        if hello.uid == us.uid:
+            raise self._refusal(Refusal.PROTOCOL, "a node cannot be its own peer")
+        self.peer = Identity(hello.uid, hello.address, hello.role, hello.channel, hello.codec)
+        self.hello_at = now
+        yield Claimed(hello.uid)
+        if self.phase is not Phase.WAIT_HELLO:
+            return
+        self._hello, self._their_state = payload, hello.session
+        challenge = Challenge(frames.PROTOCOL_VERSION, us.uid, us.address, self._nonce, us.role, us.channel, us.codec)
+        self._challenge = encode_frame(challenge)
+        self._queue(self._challenge)
+        self._asked_at = now
+        self.phase = Phase.WAIT_AUTH
+
+    def _take_auth(self, proofs: tuple[bytes, ...], now: float) -> Iterator[Event]:
+        if not self._keys.is_dialer(proofs, self._hello, self._challenge):
+            raise self._refusal(Refusal.UNAUTHORIZED, "the tokens differ")
+        self._proofs = proofs
+        self.round_trip_seconds = now - self._asked_at
+        yield from self._prove()
+
+    def _welcome_proof(self, ours: SessionState) -> bytes:
+        proof = self._keys.listener_proof(self._proofs, self._hello, self._challenge, _state_bytes(ours))
+        if proof is None:
+            raise RuntimeError("the dialer was proved a moment ago")
+        return proof
+
+    # -- dialer
+
+    def _take_challenge(self, challenge: Challenge, payload: bytes, now: float) -> None:
+        if self._target and challenge.uid != self._target:
+            raise self._refusal(Refusal.WRONG_PEER, f"wanted {self._target}, found {challenge.uid}")
+        if challenge.uid == self._us.uid:
+            raise self._refusal(Refusal.PROTOCOL, "a node cannot be its own peer")
+        if challenge.version < frames.PROTOCOL_VERSION:
+            raise self._refusal(Refusal.VERSION, f"protocol version {challenge.version} is too old")
+        self.peer = Identity(challenge.uid, challenge.address, challenge.role, challenge.channel, challenge.codec)
+        self.round_trip_seconds = now - self._asked_at
+        self._challenge = payload
+        self._queue(encode_frame(Auth(self._keys.dialer_proofs(self._hello, payload))))
+        self.phase = Phase.AUTH_SENT
+
+    def _take_welcome(self, welcome: Welcome) -> Iterator[Event]:
+        state = _state_bytes(welcome.session)
+        if not self._keys.is_listener(welcome.proof, self._hello, self._challenge, state):
+            raise self._refusal(Refusal.UNAUTHORIZED, "the other side does not know the token")
+        self._their_state = welcome.session
+        yield from self._prove()
+
+    # -- both
+
+    def _prove(self) -> Iterator[Event]:
+        peer = self.peer
+        if peer is None:
+            raise RuntimeError("proved without a name")
+        if peer.channel != self._us.channel:
+            raise self._refusal(Refusal.CHANNEL, f"our channel is {self._us.channel!r}, theirs {peer.channel!r}")
+        self.phase = Phase.PROVEN
+        yield Proven(peer)
+        if self.phase is Phase.PROVEN:
+            raise RuntimeError("the owner must accept or refuse a proved peer")
+
+    def _refusal(self, code: Refusal, reason: str) -> HandshakeError:
+        self.refuse(code, reason)
+        return HandshakeError(code, reason)
+
+    def _up_session(self) -> Session:
+        if self._session is None:
+            raise RuntimeError("no session in phase UP")
+        return self._session
+
+    # -- cluster messages
+
+    def _take_batch(self, payload: bytes) -> Iterator[Event]:
+        session = self._up_session()
+        if len(payload) < _BATCH_HEADER.size:
+            raise FrameError("a BATCH is shorter than its header")
+        _, number, acknowledged = _BATCH_HEADER.unpack_from(payload)
+        session.acknowledge(acknowledged)
+        if len(payload) == _BATCH_HEADER.size:
+            return
+        if number > session.received + 1:
+            raise FrameError(f"messages {session.received + 1} to {number - 1} are missing")
+        session.note_received(len(payload))
+        for value in _unpack_all(memoryview(payload)[_BATCH_HEADER.size :]):
+            if number <= session.received:
+                session.repeats += 1
+            else:
+                session.received = number
+                message = self._check(value)
+                if message is not None:
+                    yield message
+                    if self.phase is not Phase.UP:
+                        return
+            number += 1
+
+    def _check(self, value: object) -> ClusterMessage | None:
+        try:
+            message = parse(value)
+        except MessageError:
+            # Ending the link would only bring the same message again: it is dropped, and counted.
+            self.undecodable += 1
+            return None
+        if self.peer is None or message.uid != self.peer.uid:
+            self.spoofed += 1
+            return None
+        return message
+
+
+def _unpack_all(body: memoryview) -> Iterator[object]:
+    """Yield the msgpack values that stand end to end in `body`.
+
+    The size of the body bounds every container in it, so a few bytes cannot announce a huge one.
+    """
+    unpacker = msgpack.Unpacker(
+        raw=False, strict_map_key=False, max_buffer_size=len(body), read_size=len(body), use_list=True
+    )
+    unpacker.feed(body)
+    try:
+        yield from unpacker
+    except (ValueError, msgpack.UnpackException) as exc:
+        raise FrameError(f"undecodable messages in a BATCH: {exc}") from exc
+    if unpacker.tell() != len(body):
+        raise FrameError("the last message of a BATCH is cut off")
+
+
+def _state_bytes(state: SessionState) -> bytes:
+    return b"".join((state.stream, state.their_stream, state.received.to_bytes(8, "big")))

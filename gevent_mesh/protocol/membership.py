@@ -1,0 +1,221 @@
+"""Membership: who belongs to the mesh, who dials whom, and when a silent peer is given up.
+
+Rules:
+
+- A roster only **adds** candidates. Nothing that discovery says ends a link that is up; a name that leaves the roster
+  is merely no longer dialled once its link has been down for a minute.
+- Of a pair the smaller uid dials. If it has not managed within `FALLBACK_SECONDS`, the other side tries as well.
+- States: *joining* (named, never linked), *alive* (a link is up), *suspect* (the link is down, inside the resume
+  window), *dead* (the window is over: messages are only counted). A uid that says BYE, or whose address was taken over
+  by a new uid while its link was down, leaves at once: it will not come back.
+- Time is an argument, always monotonic.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+
+__all__ = ["FALLBACK_SECONDS", "Backoff", "Change", "Member", "Membership", "PeerState", "dials"]
+
+FALLBACK_SECONDS = 3.0
+"""How long the larger uid waits for the smaller one to dial."""
+STOP_DIALLING_SECONDS = 60.0
+"""How long a peer that no roster names is dialled after its link went down."""
+FORGET_SECONDS = 600.0
+"""How long the counters of a dead peer are kept, in case that it comes back with the same uid."""
+
+
+class PeerState(str, Enum):
+    """What we think of a peer."""
+
+    JOINING = "joining"
+    ALIVE = "alive"
+    SUSPECT = "suspect"
+    DEAD = "dead"
+
+
+def dials(our_uid: str, their_uid: str) -> bool:
+    """Tell whether it is our part to open the link of this pair."""
+    return our_uid < their_uid
+
+
+class Backoff:
+    """Full-jitter exponential backoff: each delay is uniform between 0 and a bound that doubles up to a cap.
+
+    `reset` belongs where success is complete (WELCOME, an accepted register), never where TCP connects: a peer that
+    accepts and then refuses would be dialled without end at the fastest pace.
+    """
+
+    def __init__(self, rng: random.Random, *, base_seconds: float = 0.5, cap_seconds: float = 15.0) -> None:
+        self._rng = rng
+        self._base_seconds = base_seconds
+        self._cap_seconds = cap_seconds
+        self._failures = 0
+
+    def next_delay(self) -> float:
+        """The seconds to wait before the next try."""
+        bound = min(self._cap_seconds, self._base_seconds * 2 ** min(self._failures, 16))
+        self._failures += 1
+        return self._rng.uniform(0.0, bound)
+
+    def reset(self) -> None:
+        """The other side is fine: start from the base again."""
+        self._failures = 0
+
+
+@dataclass(slots=True)
+class Member:
+    """What is known of one other node.
+
+    Attributes:
+        since: when the present state began; while a link is down, when it went down or when the name appeared.
+    """
+
+    uid: str
+    address: str
+    state: PeerState
+    since: float
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One transition. `before` is None for a newcomer, `after` is None for one that is forgotten."""
+
+    uid: str
+    before: PeerState | None
+    after: PeerState | None
+
+
+@dataclass(slots=True)
+class Membership:
+    """The table of members. Every method that can change a state returns what changed, in order.
+
+    Args:
+        our_uid: never a member of its own table.
+        resume_window: seconds from the loss of a link to the end of its session.
+    """
+
+    our_uid: str
+    resume_window: float
+    _members: dict[str, Member] = field(default_factory=dict)
+    _rosters: dict[str, dict[str, str]] = field(default_factory=dict)
+
+    def __iter__(self) -> Iterator[Member]:
+        return iter(list(self._members.values()))
+
+    def __contains__(self, uid: str) -> bool:
+        return uid in self._members
+
+    def __getitem__(self, uid: str) -> Member:
+        return self._members[uid]
+
+    def get(self, uid: str) -> Member | None:
+        """The member with this uid."""
+        return self._members.get(uid)
+
+    def is_listed(self, uid: str) -> bool:
+        """Whether any discovery server names this uid."""
+        return any(uid in roster for roster in self._rosters.values())
+
+    def wants_dial(self, uid: str, now: float) -> bool:
+        """Whether a link to this uid should be opened, by either side."""
+        member = self._members.get(uid)
+        if member is None or member.state is PeerState.ALIVE or not member.address:
+            return False
+        return self.is_listed(uid) or now - member.since < STOP_DIALLING_SECONDS
+
+    def dial_at(self, uid: str) -> float:
+        """The earliest time at which our side may dial this uid: the smaller uid at once, the larger as a fallback."""
+        since = self._members[uid].since
+        return since if dials(self.our_uid, uid) else since + FALLBACK_SECONDS
+
+    # ------------------------------------------------------------------ events
+
+    def roster(self, source: str, servers: Mapping[str, str], complete: bool, now: float) -> list[Change]:
+        """A discovery server told its roster.
+
+        Args:
+            source: which server; the union of all servers' rosters counts.
+            servers: addresses by uid.
+            complete: whether a name that is missing is really gone. Just after its start a server does not know yet.
+        """
+        known = self._rosters.get(source, {})
+        self._rosters[source] = dict(servers) if complete else {**known, **servers}
+        changes = []
+        for uid, address in servers.items():
+            if uid != self.our_uid:
+                changes += self._named(uid, address, now)
+        return changes
+
+    def _named(self, uid: str, address: str, now: float) -> list[Change]:
+        member = self._members.get(uid)
+        if member is None:
+            changes = self._superseded(uid, address)
+            self._members[uid] = Member(uid, address, PeerState.JOINING, now)
+            return [*changes, Change(uid, None, PeerState.JOINING)]
+        if member.state is not PeerState.ALIVE:
+            # A link that is up has told us the address itself.
+            member.address = address
+        return []
+
+    def _superseded(self, uid: str, address: str) -> list[Change]:
+        """A new uid at the address of one whose link is down is its successor: another process, with no memory."""
+        gone = [
+            member.uid
+            for member in self._members.values()
+            if member.address == address
+            and member.uid != uid
+            and member.state is not PeerState.ALIVE
+            and not self.is_listed(member.uid)
+        ]
+        return [change for old in gone for change in self.left(old)]
+
+    def link_up(self, uid: str, address: str, now: float) -> list[Change]:
+        """A link to this uid is up; it told its address."""
+        changes = [] if uid in self._members else self._superseded(uid, address)
+        member = self._members.get(uid)
+        if member is None:
+            self._members[uid] = Member(uid, address, PeerState.ALIVE, now)
+            return [*changes, Change(uid, None, PeerState.ALIVE)]
+        member.address = address or member.address
+        return [*changes, *self._move(member, PeerState.ALIVE, now)]
+
+    def link_down(self, uid: str, now: float) -> list[Change]:
+        """The link to this uid is gone."""
+        member = self._members.get(uid)
+        if member is None or member.state is not PeerState.ALIVE:
+            return []
+        return self._move(member, PeerState.SUSPECT, now)
+
+    def left(self, uid: str) -> list[Change]:
+        """This uid will not come back."""
+        for roster in self._rosters.values():
+            roster.pop(uid, None)
+        member = self._members.pop(uid, None)
+        return [] if member is None else [Change(uid, member.state, None)]
+
+    def tick(self, now: float) -> list[Change]:
+        """Give up those that have been away for too long."""
+        changes: list[Change] = []
+        for member in self:
+            away = now - member.since
+            if member.state in (PeerState.JOINING, PeerState.SUSPECT) and away >= self.resume_window:
+                changes += self._give_up(member)
+            elif member.state is PeerState.DEAD and away >= FORGET_SECONDS and not self.is_listed(member.uid):
+                changes += self.left(member.uid)
+        return changes
+
+    def _give_up(self, member: Member) -> list[Change]:
+        before, member.state = member.state, PeerState.DEAD
+        # `since` stays: the time away counts from the loss of the link.
+        return [Change(member.uid, before, PeerState.DEAD)]
+
+    def _move(self, member: Member, state: PeerState, now: float) -> list[Change]:
+        before = member.state
+        if before is state:
+            return []
+        member.state, member.since = state, now
+        return [Change(member.uid, before, state)]

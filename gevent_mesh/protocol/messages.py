@@ -1,0 +1,315 @@
+"""Cluster messages: what nodes say to each other, in the shapes of Socket.IO's own cluster adapter.
+
+A message is a msgpack map ``{uid, nsp, type, data}``. Type numbers and shapes are those of ``socket.io-adapter``; where
+we need more than it has, we add keys, which its servers ignore. Numbers are append only.
+
+Rules:
+
+- What `parse` returns is safe to act on: every field that a handler reads has been checked here, and nowhere else.
+- Room names are whatever Python can hash: msgpack turns tuples into lists, `parse` turns them back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterable
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Any
+
+import msgpack
+
+from ..errors import MessageError, PayloadNotEncodable
+
+__all__ = [
+    "ALL",
+    "EVERYBODY",
+    "ClusterMessage",
+    "MessageType",
+    "acknowledged_arguments",
+    "broadcast",
+    "broadcast_ack",
+    "client_count",
+    "disconnect_sockets",
+    "encode",
+    "options",
+    "parse",
+    "sockets_join",
+    "sockets_leave",
+]
+
+MAX_REQUEST_ID_CHARS = 64
+
+ALL: tuple[Hashable, ...] = ()
+"""Rooms of a message that goes to the whole namespace."""
+
+
+class MessageType(IntEnum):
+    """Append only. Types 1, 2 and 13 serve Node peers, which have no heartbeat frames and no BYE."""
+
+    INITIAL_HEARTBEAT = 1
+    HEARTBEAT = 2
+    BROADCAST = 3
+    SOCKETS_JOIN = 4
+    SOCKETS_LEAVE = 5
+    DISCONNECT_SOCKETS = 6
+    FETCH_SOCKETS = 7
+    FETCH_SOCKETS_RESPONSE = 8
+    SERVER_SIDE_EMIT = 9
+    SERVER_SIDE_EMIT_RESPONSE = 10
+    BROADCAST_CLIENT_COUNT = 11
+    BROADCAST_ACK = 12
+    ADAPTER_CLOSE = 13
+
+
+@dataclass(slots=True)
+class ClusterMessage:
+    """One validated message.
+
+    Attributes:
+        type: what it asks for.
+        uid: the node that sent it.
+        nsp: the Socket.IO namespace.
+        data: its fields; the constructors below show the shape for each type.
+    """
+
+    type: MessageType
+    uid: str
+    nsp: str
+    data: dict[str, Any]
+
+
+# ---------------------------------------------------------------------- making messages
+
+
+def options(rooms: Iterable[Hashable] = (), exclude: Iterable[Hashable] = ()) -> dict[str, Any]:
+    """Whom a message is for: members of any of `rooms` (all clients when empty) that are in none of `exclude`."""
+    return {"rooms": list(rooms), "except": list(exclude), "flags": {}}
+
+
+EVERYBODY = options()
+
+
+def broadcast(
+    opts: dict[str, Any],
+    *,
+    encoded: list[str | bytes] | None = None,
+    packet: list[Any] | None = None,
+    request_id: str | None = None,
+) -> dict[str, Any]:
+    """Data of a BROADCAST: an event for clients.
+
+    Args:
+        opts: whom it is for.
+        encoded: the Socket.IO packet as the sender's packet class wrote it, for peers with the same one, or
+        packet: ``[event, *arguments]``, for all others.
+        request_id: names the request when clients' acknowledgements are wanted; the key is left out otherwise. It goes
+            with `packet`: every client's packet then gets a number of its own, so its node has to encode it.
+    """
+    data: dict[str, Any] = {"opts": opts}
+    if encoded is not None:
+        data["encoded"] = encoded
+    else:
+        data["packet"] = {"type": 2, "data": packet}
+    if request_id is not None:
+        data["requestId"] = request_id
+    return data
+
+
+def client_count(request_id: str, count: int) -> dict[str, Any]:
+    """Data of a BROADCAST_CLIENT_COUNT: how many clients of one node the request went to."""
+    return {"requestId": request_id, "clientCount": count}
+
+
+def broadcast_ack(request_id: str, arguments: list[Any]) -> dict[str, Any]:
+    """Data of a BROADCAST_ACK: what one client answered.
+
+    ``packet`` is the first argument, as in the Node package; ``args`` holds all of them unless that is the only one.
+    """
+    data: dict[str, Any] = {"requestId": request_id, "packet": arguments[0] if arguments else None}
+    if len(arguments) != 1:
+        data["args"] = arguments
+    return data
+
+
+def acknowledged_arguments(data: dict[str, Any]) -> list[Any]:
+    """The arguments in the data of a BROADCAST_ACK."""
+    arguments: list[Any] = data["args"] if "args" in data else [data["packet"]]
+    return arguments
+
+
+def sockets_join(opts: dict[str, Any], rooms: Iterable[Hashable]) -> dict[str, Any]:
+    """Data of a SOCKETS_JOIN: the selected clients enter `rooms`."""
+    return {"opts": opts, "rooms": list(rooms)}
+
+
+def sockets_leave(opts: dict[str, Any], rooms: Iterable[Hashable]) -> dict[str, Any]:
+    """Data of a SOCKETS_LEAVE: the selected clients leave `rooms`."""
+    return {"opts": opts, "rooms": list(rooms)}
+
+
+def disconnect_sockets(opts: dict[str, Any], *, close: bool = False) -> dict[str, Any]:
+    """Data of a DISCONNECT_SOCKETS: the selected clients are disconnected from the namespace."""
+    return {"opts": opts, "close": close}
+
+
+def encode(kind: MessageType, uid: str, nsp: str, data: dict[str, Any]) -> bytes:
+    """Return the one encoding of a message, which every peer's outbox shares.
+
+    Raises:
+        PayloadNotEncodable: `data` holds a value that msgpack has no form for.
+    """
+    try:
+        packed: bytes = msgpack.packb({"type": int(kind), "data": data, "uid": uid, "nsp": nsp}, use_bin_type=True)
+    except (TypeError, ValueError, OverflowError) as exc:
+        raise PayloadNotEncodable(f"the message cannot be sent to other nodes: {exc}") from exc
+    return packed
+
+
+# ---------------------------------------------------------------------- reading messages
+
+
+def parse(value: object) -> ClusterMessage:
+    """Check a decoded msgpack value and return the message in it.
+
+    Raises:
+        MessageError: it is not a cluster message of a known type and shape.
+    """
+    if type(value) is not dict:
+        raise MessageError("a cluster message must be a map")
+    kind, uid, nsp = value.get("type"), value.get("uid"), value.get("nsp")
+    if type(uid) is not str or type(nsp) is not str:
+        raise MessageError("a cluster message needs a uid and an nsp")
+    if type(kind) is not int or kind not in _CHECKS:
+        raise MessageError(f"unknown message type {kind!r}")
+    check = _CHECKS[kind]
+    data = value.get("data")
+    if type(data) is not dict:
+        if check is not _nothing:
+            raise MessageError(f"message type {kind} needs data")
+        data = {}
+    check(data)
+    return ClusterMessage(MessageType(kind), uid, nsp, data)
+
+
+def _need(condition: bool, what: str) -> None:
+    if not condition:
+        raise MessageError(what)
+
+
+def _room(value: object) -> Hashable:
+    if type(value) is list:
+        return tuple(_room(item) for item in value)
+    try:
+        hash(value)
+    except TypeError as exc:
+        raise MessageError(f"a room cannot be {type(value).__name__}") from exc
+    return value
+
+
+def _room_list(data: dict[str, Any], key: str) -> None:
+    rooms = data.get(key)
+    if type(rooms) is not list:
+        raise MessageError(f"{key} must be an array")
+    # Nearly always plain strings: leave the list as it is then.
+    for room in rooms:
+        if type(room) is not str:
+            data[key] = [_room(item) for item in rooms]
+            return
+
+
+def _opts(data: dict[str, Any]) -> None:
+    opts = data.get("opts")
+    if type(opts) is not dict:
+        raise MessageError("opts must be a map")
+    _room_list(opts, "rooms")
+    _room_list(opts, "except")
+    if type(opts.get("flags", {})) is not dict:
+        raise MessageError("flags must be a map")
+
+
+def _request_id(data: dict[str, Any]) -> None:
+    request_id = data.get("requestId")
+    _need(type(request_id) is str and 0 < len(request_id) <= MAX_REQUEST_ID_CHARS, "requestId must be a short text")
+
+
+def _event(packet: object, what: str) -> None:
+    _need(type(packet) is list and len(packet) > 0 and type(packet[0]) is str, f"{what} must be [event, ...arguments]")
+
+
+def _broadcast(data: dict[str, Any]) -> None:
+    _opts(data)
+    encoded = data.get("encoded")
+    if encoded is None:
+        packet = data.get("packet")
+        if type(packet) is not dict or packet.get("type") != 2:
+            raise MessageError("a broadcast needs an EVENT packet")
+        _event(packet.get("data"), "a broadcast's packet")
+    elif type(encoded) is not list or not encoded or not all(type(part) in (str, bytes) for part in encoded):
+        raise MessageError("encoded must be an array of text and binary")
+    if data.get("requestId") is not None:
+        _request_id(data)
+        _need(encoded is None, "a broadcast with acknowledgement must carry a packet")
+
+
+def _move(data: dict[str, Any]) -> None:
+    _opts(data)
+    _room_list(data, "rooms")
+
+
+def _disconnect(data: dict[str, Any]) -> None:
+    _opts(data)
+    _need(type(data.get("close", False)) is bool, "close must be true or false")
+
+
+def _fetch(data: dict[str, Any]) -> None:
+    _opts(data)
+    _request_id(data)
+
+
+def _fetched(data: dict[str, Any]) -> None:
+    _request_id(data)
+    sockets = data.get("sockets")
+    _need(type(sockets) is list and all(type(socket) is dict for socket in sockets), "sockets must be an array of maps")
+
+
+def _server_side(data: dict[str, Any]) -> None:
+    _event(data.get("packet"), "a server-side event")
+    if data.get("requestId") is not None:
+        _request_id(data)
+
+
+def _answer(data: dict[str, Any]) -> None:
+    _request_id(data)
+    data.setdefault("packet", None)
+
+
+def _count(data: dict[str, Any]) -> None:
+    _request_id(data)
+    count = data.get("clientCount")
+    _need(type(count) is int and count >= 0, "clientCount must be a number from 0")
+
+
+def _ack(data: dict[str, Any]) -> None:
+    _answer(data)
+    _need(type(data.get("args", [])) is list, "args must be an array")
+
+
+def _nothing(data: dict[str, Any]) -> None:
+    """Types that carry no data."""
+
+
+_CHECKS: dict[int, Callable[[dict[str, Any]], None]] = {
+    MessageType.INITIAL_HEARTBEAT: _nothing,
+    MessageType.HEARTBEAT: _nothing,
+    MessageType.BROADCAST: _broadcast,
+    MessageType.SOCKETS_JOIN: _move,
+    MessageType.SOCKETS_LEAVE: _move,
+    MessageType.DISCONNECT_SOCKETS: _disconnect,
+    MessageType.FETCH_SOCKETS: _fetch,
+    MessageType.FETCH_SOCKETS_RESPONSE: _fetched,
+    MessageType.SERVER_SIDE_EMIT: _server_side,
+    MessageType.SERVER_SIDE_EMIT_RESPONSE: _answer,
+    MessageType.BROADCAST_CLIENT_COUNT: _count,
+    MessageType.BROADCAST_ACK: _ack,
+    MessageType.ADAPTER_CLOSE: _nothing,
+}

@@ -1,0 +1,235 @@
+"""The table of peers: their sessions, and exactly one link for each pair.
+
+Rules:
+
+- A proven newcomer replaces the link that its peer had: the peer would not have made a new one otherwise.
+- When both sides dial at once, the smaller uid's link wins: it refuses the other's as long as its own dial has got as
+  far as HELLO. A dial that hangs before that (an address that cannot be reached from this side) refuses nothing. The
+  larger uid gives up its own dial when the smaller one's link is proven.
+- What a dialer said in HELLO about the session is out of date once another link of the pair has come up. Such a dial is
+  given up by the dialer, and refused by a listener that it reaches all the same: otherwise losses would be miscounted.
+- A peer that is named but not linked yet has a session and an outbox: what is sent while the mesh forms is kept.
+- No method waits, so nothing can come between reading the table and writing it.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+from ..errors import HandshakeError
+from .frames import STREAM_BYTES, Refusal, Role
+from .link import Identity, LinkProtocol
+from .membership import Backoff, Change, Member, Membership, PeerState, dials
+from .session import Session
+
+__all__ = ["Peer", "PeerTable"]
+
+
+@dataclass(slots=True, eq=False)
+class Peer:
+    """One other node.
+
+    Attributes:
+        member: its state and address.
+        link: the link that is up, if any.
+        linked_at: when the last link came up.
+        dialing: whether a dial of ours is under way.
+        dial: the link of that dial, once it has said HELLO.
+        dial_not_before: the backoff's word on when to try next.
+        clients: clients that it serves, as of its last heartbeat.
+        sent_lost_reported: how many of the session's losses the log and the counters know of.
+    """
+
+    member: Member
+    session: Session
+    backoff: Backoff
+    role: Role = Role.NODE
+    codec: str = ""
+    link: LinkProtocol | None = None
+    linked_at: float = -math.inf
+    dialing: bool = False
+    dial: LinkProtocol | None = None
+    dial_not_before: float = 0.0
+    clients: int | None = None
+    sent_lost_reported: int = 0
+
+    @property
+    def uid(self) -> str:
+        """Its uid."""
+        return self.member.uid
+
+    @property
+    def receives_events(self) -> bool:
+        """Emitters serve no clients."""
+        return self.role is Role.NODE
+
+
+@dataclass(slots=True, eq=False)
+class PeerTable:
+    """All peers of one node.
+
+    Args:
+        uid: our own.
+        rng: jitter, and the names of streams.
+        resume_window: seconds that a session survives without a link.
+        outbox_bytes: the limit of each outbox.
+    """
+
+    uid: str
+    rng: random.Random
+    resume_window: float = 30.0
+    outbox_bytes: int = 16 * 1024 * 1024
+    abandoned: int = 0
+    """Messages for peers that left, or were given up for good, that nobody will ever acknowledge."""
+    members: Membership = field(init=False)
+    _peers: dict[str, Peer] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.members = Membership(self.uid, self.resume_window)
+
+    def __iter__(self) -> Iterator[Peer]:
+        return iter(self._peers.values())
+
+    def __len__(self) -> int:
+        return len(self._peers)
+
+    def get(self, uid: str) -> Peer | None:
+        """The peer with this uid."""
+        return self._peers.get(uid)
+
+    def alive(self) -> list[Peer]:
+        """Peers whose link is up."""
+        return [peer for peer in self._peers.values() if peer.link is not None]
+
+    # ------------------------------------------------------------------ membership
+
+    def roster(self, source: str, servers: Mapping[str, str], complete: bool, now: float) -> list[Change]:
+        """Take a discovery server's roster (see `Membership.roster`)."""
+        return self._apply(self.members.roster(source, servers, complete, now))
+
+    def tick(self, now: float) -> list[Change]:
+        """Give up peers that have been away for too long."""
+        return self._apply(self.members.tick(now))
+
+    def left(self, uid: str) -> list[Change]:
+        """A peer said that it leaves: forget its session."""
+        return self._apply(self.members.left(uid))
+
+    def _apply(self, changes: list[Change]) -> list[Change]:
+        for change in changes:
+            if change.after is None:
+                self._forget(change.uid)
+                continue
+            if change.before is None:
+                self._add(self.members[change.uid])
+            elif change.after is PeerState.DEAD:
+                self._peers[change.uid].session.abandon()
+        return changes
+
+    def _add(self, member: Member) -> None:
+        stream = self.rng.getrandbits(8 * STREAM_BYTES).to_bytes(STREAM_BYTES, "big")
+        session = Session(stream, limit_bytes=self.outbox_bytes)
+        self._peers[member.uid] = Peer(member, session, Backoff(self.rng))
+
+    def _forget(self, uid: str) -> None:
+        peer = self._peers.pop(uid, None)
+        if peer is not None:
+            self.abandoned += len(peer.session) + peer.session.undelivered
+
+    # ------------------------------------------------------------------ dialling
+
+    def due(self, now: float) -> list[Peer]:
+        """Peers that we should dial now."""
+        return [peer for peer in self._peers.values() if self._may_dial(peer, now) and self._dial_at(peer) <= now]
+
+    def next_due(self, now: float) -> float | None:
+        """When `due` will next have something to say, as far as is known now."""
+        times = [self._dial_at(peer) for peer in self._peers.values() if self._may_dial(peer, now)]
+        return min(times, default=None)
+
+    def _may_dial(self, peer: Peer, now: float) -> bool:
+        return (
+            peer.link is None and not peer.dialing and peer.receives_events and self.members.wants_dial(peer.uid, now)
+        )
+
+    def _dial_at(self, peer: Peer) -> float:
+        return max(self.members.dial_at(peer.uid), peer.dial_not_before)
+
+    def dial_started(self, peer: Peer) -> None:
+        """We are going to connect to this peer's address."""
+        peer.dialing, peer.dial = True, None
+
+    def dial_said_hello(self, peer: Peer, link: LinkProtocol) -> None:
+        """The connection stands and our HELLO is on its way."""
+        peer.dial = link
+
+    def dial_failed(self, peer: Peer, now: float) -> None:
+        """Our dial came to nothing."""
+        peer.dialing, peer.dial = False, None
+        peer.dial_not_before = now + peer.backoff.next_delay()
+
+    # ------------------------------------------------------------------ links
+
+    def check_claim(self, uid: str) -> None:
+        """A dialer says that it is `uid`.
+
+        Raises:
+            HandshakeError: our own dial to it comes first.
+        """
+        peer = self._peers.get(uid)
+        if peer is not None and peer.dial is not None and dials(self.uid, uid):
+            raise HandshakeError(Refusal.DUPLICATE, "this pair is being linked from the other side")
+
+    def check_proven(self, link: LinkProtocol, uid: str) -> None:
+        """The other side of `link` has proved to be `uid`.
+
+        Raises:
+            HandshakeError: another link of the pair comes first, or has come up since the dialer's HELLO.
+        """
+        if link.is_dialer:
+            return
+        self.check_claim(uid)
+        peer = self._peers.get(uid)
+        if peer is not None and peer.linked_at >= link.hello_at:
+            raise HandshakeError(Refusal.DUPLICATE, "this pair has been linked meanwhile")
+
+    def current_link(self, uid: str) -> LinkProtocol | None:
+        """The link that a proven newcomer would replace; its reader has to be stopped first."""
+        peer = self._peers.get(uid)
+        return None if peer is None else peer.link
+
+    def link_up(self, link: LinkProtocol, identity: Identity, now: float) -> tuple[Peer, list[Change]]:
+        """A proven peer has a link; the former one, if any, has been taken down.
+
+        Raises:
+            FrameError: the two sides' ideas of the session cannot both be true.
+        """
+        changes = self._apply(self.members.link_up(identity.uid, identity.address, now))
+        peer = self._peers[identity.uid]
+        if peer.link is not None:
+            raise RuntimeError(f"{identity.uid} still has a link")
+        peer.role, peer.codec = identity.role, identity.codec
+        try:
+            link.accept(peer.session, now)
+        except Exception:
+            self._apply(self.members.link_down(identity.uid, now))
+            raise
+        peer.link, peer.linked_at = link, now
+        if peer.dial is not None and peer.dial is not link:
+            peer.dial.close()
+        peer.dialing, peer.dial = False, None
+        peer.backoff.reset()
+        return peer, changes
+
+    def link_down(self, link: LinkProtocol, now: float) -> list[Change]:
+        """A link's reader has ended. Nothing happens if the link was not, or is no longer, the peer's."""
+        peer = None if link.peer is None else self._peers.get(link.peer.uid)
+        if peer is None or peer.link is not link:
+            return []
+        peer.link = None
+        peer.session.detach()
+        peer.dial_not_before = now + peer.backoff.next_delay()
+        return self._apply(self.members.link_down(peer.uid, now))

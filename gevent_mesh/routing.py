@@ -1,0 +1,29 @@
+"""Routing: which peers need a message.
+
+Today every event goes to every node, for any of them may have a client in the room. Emitters get none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from .protocol.peers import Peer
+
+__all__ = ["event_receivers", "split_by_codec"]
+
+
+def event_receivers(peers: Iterable[Peer]) -> list[Peer]:
+    """The peers that an event, a command or a request goes to."""
+    return [peer for peer in peers if peer.receives_events]
+
+
+def split_by_codec(peers: Iterable[Peer], codec: str) -> tuple[list[Peer], list[Peer]]:
+    """Split peers into those that can pass on our encoded packets, and those that need them structured.
+
+    A peer that has never been linked has not told its codec: it gets the form that everybody understands.
+    """
+    ours: list[Peer] = []
+    others: list[Peer] = []
+    for peer in peers:
+        (ours if peer.codec == codec else others).append(peer)
+    return ours, others

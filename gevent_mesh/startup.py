@@ -1,0 +1,60 @@
+"""When a node joins: as soon as its process begins to serve, and not before.
+
+Importing an application must open no socket: migrations and shells import it too, and ``gunicorn --preload`` imports
+it in a master that never serves. Waiting for the first client would be too late: what an HTTP route emits before that
+would reach no other node. What all ways of serving with gevent have in common is `gevent.baseserver.BaseServer.start`
+(``socketio.run``, ``pywsgi.WSGIServer``, both kinds of gunicorn worker): there waiting managers are started.
+
+A fork leaves the child with copies of the parent's sockets. They are given up there, and the child starts as a new node
+when it begins to serve.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import weakref
+from typing import Any, Protocol
+
+from gevent.baseserver import BaseServer
+
+__all__ = ["watch"]
+
+
+class Startable(Protocol):
+    """What `watch` takes."""
+
+    def serving(self) -> None:
+        """This process begins to serve. May raise, to keep it from doing so."""
+
+    def forked(self) -> None:
+        """This process is a new child: nothing that was open belongs to it."""
+
+
+_watched: weakref.WeakSet[Any] = weakref.WeakSet()
+
+
+def watch(manager: Startable) -> None:
+    """Tell `manager` when this process begins to serve, and when it is a fork."""
+    _hook()
+    _watched.add(manager)
+
+
+@functools.cache
+def _hook() -> None:
+    """Install the two hooks, once for each process and its forks."""
+    original = BaseServer.start
+
+    @functools.wraps(original)
+    def start(self: BaseServer) -> None:
+        for manager in list(_watched):
+            manager.serving()
+        original(self)
+
+    BaseServer.start = start
+    os.register_at_fork(after_in_child=_after_fork)
+
+
+def _after_fork() -> None:
+    for manager in list(_watched):
+        manager.forked()
