@@ -10,6 +10,7 @@ DEFAULT_PORT = 5000
 
 
 @click.group(
+    name="gevent-mesh",
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog="Examples:\n\n\b\n"
     "  gevent-mesh demo             a chat on three servers\n"

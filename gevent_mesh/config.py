@@ -7,15 +7,14 @@ manager is made, with a text that says what to change.
 
 from __future__ import annotations
 
-import ipaddress
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from .errors import ConfigError
-from .protocol.address import parse_address
+from .protocol.address import is_loopback, parse_address
 
-__all__ = ["MAX_TOKENS", "MIN_TOKEN_CHARS", "MeshConfig", "check_bind", "check_tokens", "is_loopback"]
+__all__ = ["MAX_TOKENS", "MIN_TOKEN_CHARS", "MeshConfig", "check_bind", "check_tokens"]
 
 MIN_TOKEN_CHARS = 16
 MAX_TOKENS = 4
@@ -115,16 +114,6 @@ class MeshConfig:
             write_only=write_only,
             callback_timeout=callback_timeout,
         )
-
-
-def is_loopback(host: str) -> bool:
-    """Tell whether `host` can only be reached from this machine."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return False
 
 
 def check_tokens(tokens: Sequence[str]) -> tuple[str, ...]:

@@ -32,7 +32,7 @@ from .net.mesh import Mesh, PeerInfo
 from .protocol import messages
 from .protocol.messages import ClusterMessage, MessageType
 from .protocol.peers import Peer
-from .routing import event_receivers, split_by_codec
+from .routing import event_receivers, receivers
 
 __all__ = ["GeventMeshManager"]
 
@@ -179,6 +179,7 @@ class GeventMeshManager(PubSubManager):  # type: ignore[misc]  # python-socketio
         """
         if self._mesh is not None:
             return
+        startup.watch(self)
         if self._was_started:
             self.host_id = _new_uid()
         self._was_started = True
@@ -202,7 +203,8 @@ class GeventMeshManager(PubSubManager):  # type: ignore[misc]  # python-socketio
         self._mesh_logger.info("node %s has started", self.host_id)
 
     def stop(self, timeout: float = 2.0) -> None:
-        """Leave the mesh. What was emitted before still goes out, for at most `timeout` seconds."""
+        """Leave the mesh, until `start` is called. What was emitted still goes out, for at most `timeout` seconds."""
+        startup.unwatch(self)
         mesh, self._mesh = self._mesh, None
         if mesh is not None:
             mesh.stop(timeout)
@@ -218,7 +220,7 @@ class GeventMeshManager(PubSubManager):  # type: ignore[misc]  # python-socketio
             Whether they are. Joins the mesh if this node has not yet.
         """
         self.start()
-        return self._running_mesh().wait_for_peers(count, timeout)
+        return self._mesh is not None and self._mesh.wait_for_peers(count, timeout)
 
     @property
     def uid(self) -> str:
@@ -272,10 +274,15 @@ class GeventMeshManager(PubSubManager):  # type: ignore[misc]  # python-socketio
         if callback is not None:
             self._emit_with_callback(event, data, namespace, rooms, exclude, encoded, callback)
             return
-        publish = self._publish_event(namespace, rooms, exclude, encoded)
+        mesh = self._mesh_for(rooms, namespace)
+        if mesh is None:
+            self._fanout.deliver(namespace, rooms, exclude, encoded)
+            return
+        # Encoded before anybody gets it: it may turn out to be too large.
+        outgoing = self._event_messages(mesh, namespace, rooms, exclude, encoded)
         self._fanout.deliver(namespace, rooms, exclude, encoded)
-        if publish is not None:
-            publish()
+        for peers, message in outgoing:
+            mesh.publish(peers, message)
 
     def can_disconnect(self, sid: str, namespace: str) -> bool:
         """Whether `socketio.Server.disconnect` should disconnect `sid` itself; else its node is told to."""
@@ -345,31 +352,19 @@ class GeventMeshManager(PubSubManager):  # type: ignore[misc]  # python-socketio
         plain: list[Any] = packet.data
         return plain
 
-    def _publish_event(
-        self, namespace: str, rooms: list[Hashable], exclude: list[str], encoded: list[str | bytes]
-    ) -> Callable[[], None] | None:
-        """Encode the cluster message for an event, which may raise, and return what sends it.
-
-        None when no other node can have a client that it is for.
-        """
-        if not self._is_clustered() or self._is_local_client(rooms, namespace):
-            return None
-        mesh = self._running_mesh()
+    def _event_messages(
+        self, mesh: Mesh, namespace: str, rooms: list[Hashable], exclude: list[str], encoded: list[str | bytes]
+    ) -> list[tuple[list[Peer], bytes]]:
+        """Encode an event for the other nodes, nearly always once: peers, and the message that they share."""
         opts = messages.options(rooms, exclude)
-        same, others = split_by_codec(event_receivers(mesh.table), self._codec)
+        same, others = event_receivers(mesh.table, self._codec)
         message = self._message(MessageType.BROADCAST, namespace, messages.broadcast(opts, encoded=encoded))
-        structured = b""
-        if others or mesh.awaits_roster:
-            fields = messages.broadcast(opts, packet=self._decode(encoded))
-            structured = self._message(MessageType.BROADCAST, namespace, fields)
-
-        def publish() -> None:
-            mesh.keep_for_newcomers(structured)
-            if others:
-                mesh.publish(others, structured)
-            mesh.publish(same, message)
-
-        return publish
+        if not others and not mesh.awaits_roster:
+            return [(same, message)]
+        fields = messages.broadcast(opts, packet=self._decode(encoded))
+        structured = self._message(MessageType.BROADCAST, namespace, fields)
+        mesh.keep_for_newcomers(structured)
+        return [(others, structured), (same, message)]
 
     def _emit_with_callback(
         self,
@@ -382,26 +377,27 @@ class GeventMeshManager(PubSubManager):  # type: ignore[misc]  # python-socketio
         callback: Callable[..., object],
     ) -> None:
         """Every addressed client gets a packet of its own, with a number that its answer carries."""
-        asks_others = self._is_clustered() and not self._is_local_client(rooms, namespace)
-        if asks_others:
-            mesh = self._running_mesh()
-            peers = event_receivers(mesh.table)
-            request_id = self._requests.expect(callback, (peer.uid for peer in peers))
+        mesh = self._mesh_for(rooms, namespace)
+        peers: list[Peer] = []
+        message = b""
+        if mesh is not None:
+            peers = receivers(mesh.table)
+            request_id = self._requests.expect(callback, [peer.uid for peer in peers])
             fields = messages.broadcast(
                 messages.options(rooms, exclude), packet=self._decode(encoded), request_id=request_id
             )
             message = self._message(MessageType.BROADCAST, namespace, fields)
-        Manager.emit(self, event, data, namespace, room=rooms or None, skip_sid=exclude, callback=callback)
-        if asks_others:
             mesh.keep_for_newcomers(message)
+        Manager.emit(self, event, data, namespace, room=rooms or None, skip_sid=exclude, callback=callback)
+        if mesh is not None:
             mesh.publish(peers, message)
 
     def _publish_command(self, kind: MessageType, namespace: str, data: dict[str, Any]) -> None:
-        if self._is_clustered():
-            mesh = self._running_mesh()
+        mesh = self._cluster()
+        if mesh is not None:
             message = self._message(kind, namespace or "/", data)
             mesh.keep_for_newcomers(message)
-            mesh.publish(event_receivers(mesh.table), message)
+            mesh.publish(receivers(mesh.table), message)
 
     def _message(self, kind: MessageType, namespace: str, data: dict[str, Any]) -> bytes:
         message = messages.encode(kind, self.uid, namespace, data)
@@ -409,27 +405,23 @@ class GeventMeshManager(PubSubManager):  # type: ignore[misc]  # python-socketio
             raise PayloadTooLarge(len(message), self.config.outbox_bytes)
         return message
 
-    def _is_local_client(self, rooms: list[Hashable], namespace: str) -> bool:
-        """Whether the only room is the sid of a client of ours: then no other node has anybody in it."""
-        return len(rooms) == 1 and isinstance(rooms[0], str) and self._is_ours(rooms[0], namespace)
+    def _mesh_for(self, rooms: list[Hashable], namespace: str) -> Mesh | None:
+        """The mesh, unless the only room is the sid of a client of ours: then no other node has anybody in it."""
+        if len(rooms) == 1 and isinstance(rooms[0], str) and self._is_ours(rooms[0], namespace):
+            return None
+        return self._cluster()
 
-    def _is_clustered(self) -> bool:
-        """Whether there may be other nodes. A write-only manager joins here, at its first use."""
-        if not self.config.discovery:
-            return False
-        if self._mesh is None:
-            if self.write_only:
-                self.start()
-            elif not self._warned_unstarted:
-                self._warned_unstarted = True
-                self._mesh_logger.warning(
-                    "emitted before this process serves: other nodes do not get it; call start() first if they should"
-                )
-        return self._mesh is not None
-
-    def _running_mesh(self) -> Mesh:
-        if self._mesh is None:
-            raise RuntimeError("the node has not started")
+    def _cluster(self) -> Mesh | None:
+        """The mesh, or None for a node that works alone. A write-only manager joins here, at its first use."""
+        if self._mesh is not None:
+            return self._mesh if self.config.discovery else None
+        if self.config.discovery and self.write_only:
+            self.start()
+        elif self.config.discovery and not self._warned_unstarted:
+            self._warned_unstarted = True
+            self._mesh_logger.warning(
+                "emitted before this process serves: other nodes do not get it; call start() first if they should"
+            )
         return self._mesh
 
     @staticmethod

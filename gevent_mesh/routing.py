@@ -9,21 +9,22 @@ from collections.abc import Iterable
 
 from .protocol.peers import Peer
 
-__all__ = ["event_receivers", "split_by_codec"]
+__all__ = ["event_receivers", "receivers"]
 
 
-def event_receivers(peers: Iterable[Peer]) -> list[Peer]:
-    """The peers that an event, a command or a request goes to."""
+def receivers(peers: Iterable[Peer]) -> list[Peer]:
+    """The peers that a command or a request goes to."""
     return [peer for peer in peers if peer.receives_events]
 
 
-def split_by_codec(peers: Iterable[Peer], codec: str) -> tuple[list[Peer], list[Peer]]:
-    """Split peers into those that can pass on our encoded packets, and those that need them structured.
+def event_receivers(peers: Iterable[Peer], codec: str) -> tuple[list[Peer], list[Peer]]:
+    """The peers that an event goes to: those that can pass our encoded packet on, and those that need it structured.
 
     A peer that has never been linked has not told its codec: it gets the form that everybody understands.
     """
-    ours: list[Peer] = []
+    same: list[Peer] = []
     others: list[Peer] = []
     for peer in peers:
-        (ours if peer.codec == codec else others).append(peer)
-    return ours, others
+        if peer.receives_events:
+            (same if peer.codec == codec else others).append(peer)
+    return same, others

@@ -18,7 +18,7 @@ from typing import Any, Protocol
 
 from gevent.baseserver import BaseServer
 
-__all__ = ["watch"]
+__all__ = ["unwatch", "watch"]
 
 
 class Startable(Protocol):
@@ -38,6 +38,11 @@ def watch(manager: Startable) -> None:
     """Tell `manager` when this process begins to serve, and when it is a fork."""
     _hook()
     _watched.add(manager)
+
+
+def unwatch(manager: Startable) -> None:
+    """Stop telling `manager`: it has been stopped on purpose."""
+    _watched.discard(manager)
 
 
 @functools.cache

@@ -1,7 +1,316 @@
-"""The client of a discovery service (being written)."""
+"""The client of one discovery server: registers this node, keeps the roster up to date, and never gives up.
+
+Rules:
+
+- Losing discovery says nothing about peers: while the server is away, whoever listens keeps the last roster.
+- Full-jitter backoff between tries, reset only by a roster: a server that lets us connect and then refuses us must not
+  be tried without end at the fastest pace.
+- The server proves that it knows a token before its roster is believed. Our token is never sent.
+- The reader greenlet owns the state; the writer greenlet owns the socket's sending side, the pings, and the judgement
+  that the server has been silent for too long.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import logging
+import random
+import secrets
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from time import monotonic
+
+import gevent
+from gevent.event import Event
+
+from ..errors import MeshError
+from ..protocol import discovery as wire
+from ..protocol.membership import Backoff
+from ..protocol.websocket import FrameDecoder, Opcode, close_payload, frame, parse_close
+from .dialer import dial
+from .transport import Transport
+
+__all__ = ["DiscoveryClient"]
+
+_log = logging.getLogger(__name__)
+
+#: From the connection to the roster, in seconds.
+_REGISTER_SECONDS = 10.0
+#: How long `stop` waits for the goodbye to leave.
+_GOODBYE_SECONDS = 1.0
+#: The same trouble is told again after this time, in seconds.
+_TELL_AGAIN_SECONDS = 60.0
+#: Before the server has proved itself.
+_MAX_WELCOME_BYTES = 1024
+#: What may wait to be sent: we say little, so more means that the server makes us answer and does not read.
+_MAX_QUEUED_FRAMES = 64
+
+_ADVICE = {
+    wire.CLOSE_UNAUTHORIZED: "it does not accept our token: set the same auth token (MESH_AUTH_TOKEN) on every node "
+    "and on the discovery server",
+    wire.CLOSE_TAKEN: "somebody else is registered there under our uid",
+    wire.CLOSE_FULL: "it has no room for more nodes",
+}
+
+
+class _Ended(MeshError):
+    """The connection is over; the text says why."""
+
 
 class DiscoveryClient:
-    """Placeholder until the real one is here."""
+    """Registers one node with one discovery server.
+
+    Args:
+        url: of the server, ``ws://host:port``.
+        uid: of this node.
+        secret: 16 bytes, new at every start; lets this node take its own registration back.
+        role: ``"node"``, or ``"emitter"`` for one that only watches the roster.
+        tokens: shared secrets, newest first; the server has to know one of them.
+        address_for: gives the address to register, when told our own IP address on the connection to the server.
+        on_roster: called with the url, the whole roster (address by uid, ourselves included), and whether it is
+            complete, after every change. Runs in this client's greenlet and must not block.
+        rng: for the backoff.
+
+    Attributes:
+        connected: registered, and the roster has come.
+        last_error: why the last connection failed or ended; None once a roster has come.
+        roster_seen: set once a first roster has come, and never cleared.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        uid: str,
+        secret: bytes,
+        role: str,
+        tokens: Sequence[str],
+        address_for: Callable[[str], str],
+        on_roster: Callable[[str, dict[str, str], bool], None],
+        rng: random.Random | None = None,
+    ) -> None:
+        self.url = url
+        self.connected = False
+        self.last_error: str | None = None
+        self.roster_seen = Event()
+        self._uid = uid
+        self._secret = secret
+        self._role: wire.Role = "emitter" if role == "emitter" else "node"
+        self._keys = wire.DiscoveryKeys(tokens)
+        self._address_for = address_for
+        self._on_roster = on_roster
+        self._backoff = Backoff(rng or random.Random(secrets.randbits(64)), base_seconds=0.5, cap_seconds=15.0)
+        self._told: dict[str, float] = {}
+        self._stopping = False
+        self._connection: _Connection | None = None
+        self._greenlet: gevent.Greenlet | None = None
+
+    def __repr__(self) -> str:
+        return f"<DiscoveryClient {self.url} {'connected' if self.connected else self.last_error or 'connecting'}>"
+
+    def start(self) -> None:
+        """Begin; returns at once."""
+        if self._greenlet is None:
+            self._stopping = False
+            self._greenlet = gevent.spawn(self._run)
+
+    def stop(self) -> None:
+        """Leave the roster, now, and stay away. Takes a second at most."""
+        self._stopping = True
+        if self._connection is not None:
+            self._connection.say_goodbye()
+        self._kill()
+
+    def forget(self) -> None:
+        """In a forked child: give everything up without a word. The parent stays registered."""
+        self._stopping = True
+        if self._connection is not None:
+            self._connection.transport.forget()
+        self._kill(block=False)
+
+    def _kill(self, *, block: bool = True) -> None:
+        greenlet, self._greenlet = self._greenlet, None
+        if greenlet is not None:
+            greenlet.kill(block=block)
+        self.connected = False
+
+    # ------------------------------------------------------------------ the reader greenlet
+
+    def _run(self) -> None:
+        while not self._stopping:
+            try:
+                self._session()
+            except MeshError as error:
+                if not self._stopping:
+                    self._tell(str(error).removeprefix(f"{self.url}: "))
+            except Exception as error:  # noqa: BLE001  # the top of a greenlet: a bug here must not end discovery
+                self.last_error = repr(error)
+                _log.exception("the client of discovery %s crashed; it goes on", self.url)
+            gevent.sleep(self._backoff.next_delay())
+
+    def _session(self) -> None:
+        """One connection, from dialling to its end, which is always an exception."""
+        transport = dial(self.url)
+        connection = self._connection = _Connection(transport)
+        try:
+            roster = self._register(connection)
+            self._take(roster.servers, roster)
+            for message in connection.messages(wire.MAX_MESSAGE_ENTRIES):
+                self._take_message(roster.servers, message)
+        finally:
+            self.connected = False
+            self._connection = None
+            connection.end()
+
+    def _register(self, connection: _Connection) -> wire.Roster:
+        messages = connection.messages()
+        challenge = wire.parse_challenge(next(messages))
+        register = self._answer(challenge, connection.transport.local_host)
+        connection.send(frame(Opcode.BINARY, register.encode(), mask=True))
+        welcome = wire.parse_welcome(next(messages))
+        if not self._keys.is_server(challenge, register, welcome):
+            raise _Ended("it accepted us, but does not know our token itself")
+        connection.trust()
+        return wire.parse_roster(next(connection.messages(wire.MAX_MESSAGE_ENTRIES)))
+
+    def _answer(self, challenge: wire.Challenge, local_host: str) -> wire.Register:
+        address = self._address_for(local_host) if self._role == "node" else ""
+        nonce = secrets.token_bytes(wire.NONCE_BYTES)
+        proofs = self._keys.client_proofs(challenge, nonce, self._uid, address)
+        return wire.Register(self._uid, address, self._role, nonce=nonce, proofs=proofs, secret=self._secret)
+
+    def _take_message(self, servers: dict[str, str], message: dict[str, object]) -> None:
+        if message["type"] == "delta":
+            delta = wire.parse_delta(message)
+            for uid in delta.removed:
+                servers.pop(uid, None)
+            servers.update(delta.added)
+            self._take(servers, delta)
+        elif message["type"] == "roster":
+            roster = wire.parse_roster(message)
+            servers.clear()
+            servers.update(roster.servers)
+            self._take(servers, roster)
+
+    def _take(self, servers: dict[str, str], news: wire.Roster | wire.Delta) -> None:
+        if news.malformed:
+            self._tell(f"{news.malformed} entries of its roster are malformed and were left out")
+        excess = len(servers) - wire.MAX_ROSTER_ENTRIES
+        if excess > 0:
+            self._tell(
+                f"its roster has {len(servers)} nodes, more than {wire.MAX_ROSTER_ENTRIES}; the rest is left out"
+            )
+            for uid in list(servers)[-excess:]:
+                del servers[uid]
+        if not self.connected:
+            self.connected = True
+            self.last_error = None
+            self._backoff.reset()
+            _log.info("registered with discovery %s; it knows %d nodes", self.url, len(servers))
+        self._on_roster(self.url, dict(servers), news.complete)
+        self.roster_seen.set()
+
+    def _tell(self, trouble: str) -> None:
+        """Log a trouble, unless it was told a short time ago."""
+        self.last_error = trouble
+        now = monotonic()
+        if now >= self._told.get(trouble, now):
+            self._told = {text: until for text, until in self._told.items() if until > now}
+            self._told[trouble] = now + _TELL_AGAIN_SECONDS
+            _log.warning("discovery %s: %s", self.url, trouble)
+
+
+class _Connection:
+    """One connection to the server: frames out of a queue, messages in."""
+
+    def __init__(self, transport: Transport) -> None:
+        self.transport = transport
+        self._frames = FrameDecoder(max_payload_bytes=_MAX_WELCOME_BYTES, require_mask=False)
+        self._heard_at = monotonic()
+        self._trusted = False
+        self._queue: deque[bytes] = deque()
+        self._wake = Event()
+        self._closing = False
+        self._silent = False
+        self._writer = gevent.spawn(self._write)
+
+    def send(self, data: bytes) -> None:
+        """Queue a frame.
+
+        Raises:
+            _Ended: too many are waiting.
+        """
+        if len(self._queue) >= _MAX_QUEUED_FRAMES:
+            raise _Ended("it does not read what we send")
+        self._queue.append(data)
+        self._wake.set()
+
+    def trust(self) -> None:
+        """The server is who it should be: it may send a whole roster, and is given a lease."""
+        self._frames.max_payload_bytes = wire.MAX_ROSTER_BYTES
+        self._trusted = True
+        self._heard_at = monotonic()
+
+    def messages(self, max_entries: int = 0) -> Iterator[dict[str, object]]:
+        """What the server says, until it is over, which is an exception.
+
+        Raises:
+            _Ended: the connection is over.
+            MeshError: what came is malformed.
+        """
+        while True:
+            item = self._frames.next_frame()
+            if item is None:
+                self._receive()
+                continue
+            opcode, payload = item
+            if opcode == Opcode.BINARY:
+                yield wire.decode(payload, max_entries=max_entries)
+            elif opcode == Opcode.PING:
+                self.send(frame(Opcode.PONG, payload, mask=True))
+            elif opcode == Opcode.CLOSE:
+                code, reason = parse_close(payload)
+                raise _Ended(_ADVICE.get(code) or f"it closed the connection: {code} {reason}".rstrip())
+
+    def say_goodbye(self) -> None:
+        """Tell the server that we leave, and close. Waits a short time for that to be sent."""
+        self._closing = True
+        self._queue.append(frame(Opcode.CLOSE, close_payload(1000, "leaving"), mask=True))
+        self._wake.set()
+        self._writer.join(timeout=_GOODBYE_SECONDS)
+
+    def end(self) -> None:
+        """Whatever happens, nothing of it is left."""
+        self.transport.abort()
+        self._writer.kill(block=False)
+
+    def _receive(self) -> None:
+        data = self.transport.recv()
+        if not data:
+            raise _Ended("it was silent for too long" if self._silent else "the connection was lost")
+        if self._trusted:
+            # Before that, the time runs from the start: registering has one deadline, however much is said.
+            self._heard_at = monotonic()
+        self._frames.feed(data)
+
+    def _write(self) -> None:
+        ping_at = monotonic() + wire.PING_SECONDS
+        with contextlib.suppress(ConnectionError):
+            while not (self._closing and not self._queue):
+                self._wake.wait(timeout=1.0)
+                self._wake.clear()
+                now = monotonic()
+                if now - self._heard_at > (wire.LEASE_SECONDS if self._trusted else _REGISTER_SECONDS):
+                    self._silent = True
+                    break
+                if now >= ping_at:
+                    ping_at = now + wire.PING_SECONDS
+                    self._queue.append(_PING)
+                while self._queue:
+                    self.transport.send(self._queue.popleft())
+            if self._closing:
+                self.transport.close()
+        self.transport.abort()
+
+
+_PING = frame(Opcode.PING, b"", mask=True)

@@ -113,6 +113,7 @@ class Mesh:
         self.codec = codec
         self.counters = Counters()
         self.table = PeerTable(uid, random.Random(secrets.randbits(64)), config.resume_window, config.outbox_bytes)
+        self._half_outbox = config.outbox_bytes // 2
         self._on_message = on_message
         self._on_sweep = on_sweep
         self._client_count = client_count
@@ -257,8 +258,8 @@ class Mesh:
             return 0
         link.wake()
         # The outbox counts from half of its limit on: what is sent and not acknowledged is on its way to overflow too.
-        half = self.config.outbox_bytes // 2
-        return max(session.waiting_bytes, session.outbox_bytes if session.outbox_bytes > half else 0)
+        unacknowledged = session.outbox_bytes
+        return unacknowledged if unacknowledged > self._half_outbox else session.waiting_bytes
 
     def _cut_slow(self, peer: Peer, link: Link) -> None:
         self.counters.slow_consumers += 1
@@ -307,10 +308,9 @@ class Mesh:
                 self._patience[peer.uid].spend(waited)
 
     def _worth_waiting_for(self) -> list[Peer]:
-        half = self.config.outbox_bytes // 2
         behind = []
         for peer in self.table.alive():
-            if peer.session.attached and peer.session.outbox_bytes > half:
+            if peer.session.attached and peer.session.outbox_bytes > self._half_outbox:
                 patience = self._patience.setdefault(peer.uid, Patience())
                 patience.earn(peer.session.acked_bytes)
                 if patience.is_left:

@@ -11,7 +11,7 @@ Rules:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
@@ -21,8 +21,6 @@ import msgpack
 from ..errors import MessageError, PayloadNotEncodable
 
 __all__ = [
-    "ALL",
-    "EVERYBODY",
     "ClusterMessage",
     "MessageType",
     "acknowledged_arguments",
@@ -38,10 +36,6 @@ __all__ = [
 ]
 
 MAX_REQUEST_ID_CHARS = 64
-
-ALL: tuple[Hashable, ...] = ()
-"""Rooms of a message that goes to the whole namespace."""
-
 
 class MessageType(IntEnum):
     """Append only. Types 1, 2 and 13 serve Node peers, which have no heartbeat frames and no BYE."""
@@ -81,12 +75,13 @@ class ClusterMessage:
 # ---------------------------------------------------------------------- making messages
 
 
-def options(rooms: Iterable[Hashable] = (), exclude: Iterable[Hashable] = ()) -> dict[str, Any]:
+def options(rooms: Sequence[Hashable] = (), exclude: Sequence[Hashable] = ()) -> dict[str, Any]:
     """Whom a message is for: members of any of `rooms` (all clients when empty) that are in none of `exclude`."""
-    return {"rooms": list(rooms), "except": list(exclude), "flags": {}}
+    return {"rooms": rooms, "except": exclude, "flags": {}}
 
 
-EVERYBODY = options()
+# One for all: making one takes longer than packing a small message. It packs without letting other code run.
+_pack = msgpack.Packer(use_bin_type=True).pack
 
 
 def broadcast(
@@ -159,7 +154,7 @@ def encode(kind: MessageType, uid: str, nsp: str, data: dict[str, Any]) -> bytes
         PayloadNotEncodable: `data` holds a value that msgpack has no form for.
     """
     try:
-        packed: bytes = msgpack.packb({"type": int(kind), "data": data, "uid": uid, "nsp": nsp}, use_bin_type=True)
+        packed: bytes = _pack({"type": kind.value, "data": data, "uid": uid, "nsp": nsp})
     except (TypeError, ValueError, OverflowError) as exc:
         raise PayloadNotEncodable(f"the message cannot be sent to other nodes: {exc}") from exc
     return packed
@@ -188,7 +183,7 @@ def parse(value: object) -> ClusterMessage:
             raise MessageError(f"message type {kind} needs data")
         data = {}
     check(data)
-    return ClusterMessage(MessageType(kind), uid, nsp, data)
+    return ClusterMessage(_TYPES[kind], uid, nsp, data)
 
 
 def _need(condition: bool, what: str) -> None:
@@ -244,8 +239,12 @@ def _broadcast(data: dict[str, Any]) -> None:
         if type(packet) is not dict or packet.get("type") != 2:
             raise MessageError("a broadcast needs an EVENT packet")
         _event(packet.get("data"), "a broadcast's packet")
-    elif type(encoded) is not list or not encoded or not all(type(part) in (str, bytes) for part in encoded):
-        raise MessageError("encoded must be an array of text and binary")
+    elif type(encoded) is not list or not encoded:
+        raise MessageError("encoded must be an array that is not empty")
+    else:
+        for part in encoded:
+            if type(part) is not str and type(part) is not bytes:
+                raise MessageError("encoded must hold text and binary only")
     if data.get("requestId") is not None:
         _request_id(data)
         _need(encoded is None, "a broadcast with acknowledgement must carry a packet")
@@ -298,6 +297,7 @@ def _nothing(data: dict[str, Any]) -> None:
     """Types that carry no data."""
 
 
+_TYPES: dict[int, MessageType] = {kind.value: kind for kind in MessageType}
 _CHECKS: dict[int, Callable[[dict[str, Any]], None]] = {
     MessageType.INITIAL_HEARTBEAT: _nothing,
     MessageType.HEARTBEAT: _nothing,

@@ -34,6 +34,8 @@ class Peer:
 
     Attributes:
         member: its state and address.
+        receives_events: False for an emitter, which serves no clients.
+        codec: the form of the packets that its clients get; empty until it has been linked.
         link: the link that is up, if any.
         linked_at: when the last link came up.
         dialing: whether a dial of ours is under way.
@@ -43,10 +45,11 @@ class Peer:
         sent_lost_reported: how many of the session's losses the log and the counters know of.
     """
 
+    uid: str
     member: Member
     session: Session
     backoff: Backoff
-    role: Role = Role.NODE
+    receives_events: bool = True
     codec: str = ""
     link: LinkProtocol | None = None
     linked_at: float = -math.inf
@@ -55,16 +58,6 @@ class Peer:
     dial_not_before: float = 0.0
     clients: int | None = None
     sent_lost_reported: int = 0
-
-    @property
-    def uid(self) -> str:
-        """Its uid."""
-        return self.member.uid
-
-    @property
-    def receives_events(self) -> bool:
-        """Emitters serve no clients."""
-        return self.role is Role.NODE
 
 
 @dataclass(slots=True, eq=False)
@@ -132,7 +125,7 @@ class PeerTable:
     def _add(self, member: Member) -> None:
         stream = self.rng.getrandbits(8 * STREAM_BYTES).to_bytes(STREAM_BYTES, "big")
         session = Session(stream, limit_bytes=self.outbox_bytes)
-        self._peers[member.uid] = Peer(member, session, Backoff(self.rng))
+        self._peers[member.uid] = Peer(member.uid, member, session, Backoff(self.rng))
 
     def _forget(self, uid: str) -> None:
         peer = self._peers.pop(uid, None)
@@ -211,7 +204,7 @@ class PeerTable:
         peer = self._peers[identity.uid]
         if peer.link is not None:
             raise RuntimeError(f"{identity.uid} still has a link")
-        peer.role, peer.codec = identity.role, identity.codec
+        peer.receives_events, peer.codec = identity.role is Role.NODE, identity.codec
         try:
             link.accept(peer.session, now)
         except Exception:

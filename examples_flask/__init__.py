@@ -1,0 +1,1 @@
+"""Example applications, installed as `gevent_mesh_examples`."""
