@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from .errors import ConfigError
 from .protocol.address import is_loopback, parse_address
+from .protocol.frames import MAX_ADDRESS_CHARS
 
 __all__ = ["MAX_TOKENS", "MIN_TOKEN_CHARS", "MeshConfig", "check_bind", "check_tokens"]
 
@@ -93,6 +94,11 @@ class MeshConfig:
         address = server_address if server_address is not None else environ.get("MESH_ADDRESS", "")
         if address:
             _check_url("server_address", address)
+            if len(address) > MAX_ADDRESS_CHARS:
+                raise ConfigError(
+                    f"server_address has {len(address)} characters, and peers take at most {MAX_ADDRESS_CHARS}; "
+                    "use a shorter host name or an IP address"
+                )
         if not 0 < len(channel) <= MAX_CHANNEL_CHARS:
             raise ConfigError(f"channel must have 1 to {MAX_CHANNEL_CHARS} characters")
         if not MIN_THRESHOLD_BYTES <= buffered_amount_threshold <= MAX_THRESHOLD_BYTES:
@@ -180,14 +186,15 @@ def _port(option: int | None, environment: str | None) -> int:
 
 
 def _check_times(interval: float, timeout: float, window: float, callback_timeout: float) -> None:
-    if interval <= 0:
+    # Written so that NaN, which compares as false, is refused as well.
+    if not interval > 0:
         raise ConfigError(f"heartbeat_interval must be more than 0 seconds, not {interval}")
-    if timeout < 2 * interval:
+    if not timeout >= 2 * interval:
         raise ConfigError(
             f"heartbeat_timeout={timeout} must be at least twice heartbeat_interval={interval}: "
             "one late heartbeat would end the link"
         )
-    if window < 0:
+    if not window >= 0:
         raise ConfigError(f"resume_window must be 0 seconds or more, not {window}")
-    if callback_timeout <= 0:
+    if not callback_timeout > 0:
         raise ConfigError(f"callback_timeout must be more than 0 seconds, not {callback_timeout}")

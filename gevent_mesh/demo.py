@@ -15,6 +15,7 @@ import collections
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -390,7 +391,8 @@ class _LiveLine:
 
     def show(self, text: str) -> None:
         if self._terminal:
-            click.echo(f"\r\033[K{text}", nl=False)
+            width = shutil.get_terminal_size().columns - 1  # a line that wraps could not be written over
+            click.echo(f"\r\033[K{text[:width]}", nl=False)
         elif text != self._shown and time.monotonic() - self._shown_at > QUIET_SECONDS:
             click.echo(text)
             self._shown, self._shown_at = text, time.monotonic()

@@ -323,7 +323,7 @@ class _Member:
 
     Attributes:
         challenge: what we asked one of our own clients; None for a Node client.
-        closing: a CLOSE frame is queued; nothing that comes is read any more.
+        closing: it is to end; nothing more is queued, and what comes is not read any more.
     """
 
     def __init__(self, transport: Transport, ticket: StrangerTicket, counters: Counters) -> None:
@@ -355,6 +355,7 @@ class _Member:
         if self._queue and self._queued_bytes + len(data) > MAX_QUEUED_BYTES:
             self._counters.slow += 1
             _log.warning("%s does not read: %d bytes wait for it, cut", self, self._queued_bytes)
+            self.closing = True
             self.transport.abort()
             return
         self._queue.append(data)

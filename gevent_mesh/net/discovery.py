@@ -297,7 +297,7 @@ class _Connection:
         ping_at = monotonic() + wire.PING_SECONDS
         with contextlib.suppress(ConnectionError):
             while not (self._closing and not self._queue):
-                self._wake.wait(timeout=1.0)
+                self._wake.wait(timeout=wire.PING_SECONDS / 10)
                 self._wake.clear()
                 now = monotonic()
                 if now - self._heard_at > (wire.LEASE_SECONDS if self._trusted else _REGISTER_SECONDS):

@@ -501,7 +501,7 @@ def _unpack_all(body: memoryview) -> Iterator[object]:
     unpacker.feed(body)
     try:
         yield from unpacker
-    except (ValueError, msgpack.UnpackException) as exc:
+    except (ValueError, TypeError, msgpack.UnpackException) as exc:  # TypeError: a map key that cannot be hashed
         raise FrameError(f"undecodable messages in a BATCH: {exc}") from exc
     if unpacker.tell() != len(body):
         raise FrameError("the last message of a BATCH is cut off")

@@ -163,6 +163,9 @@ class Membership:
 
     def _superseded(self, uid: str, address: str) -> list[Change]:
         """A new uid at the address of one whose link is down is its successor: another process, with no memory."""
+        if not address:
+            # Emitters are dialled by nobody and tell none: having no address in common means nothing.
+            return []
         gone = [
             member.uid
             for member in self._members.values()

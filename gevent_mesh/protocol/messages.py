@@ -36,6 +36,8 @@ __all__ = [
 ]
 
 MAX_REQUEST_ID_CHARS = 64
+MAX_ROOM_DEPTH = 16
+"""Tuples within tuples: msgpack nests deeper than Python can follow."""
 
 class MessageType(IntEnum):
     """Append only. Types 1, 2 and 13 serve Node peers, which have no heartbeat frames and no BYE."""
@@ -191,9 +193,11 @@ def _need(condition: bool, what: str) -> None:
         raise MessageError(what)
 
 
-def _room(value: object) -> Hashable:
+def _room(value: object, depth: int = MAX_ROOM_DEPTH) -> Hashable:
     if type(value) is list:
-        return tuple(_room(item) for item in value)
+        if not depth:
+            raise MessageError(f"a room is nested deeper than {MAX_ROOM_DEPTH} levels")
+        return tuple(_room(item, depth - 1) for item in value)
     try:
         hash(value)
     except TypeError as exc:

@@ -202,7 +202,8 @@ class Session:
         continued = theirs.their_stream == self._stream
         # A peer that does not know our stream is new to it, or has forgotten it: all that is certain is what it has
         # acknowledged. (Not `_settled`: the GAP that told it of a loss may never have arrived.)
-        has = theirs.received if continued else self._acked
+        # One that knows it again may have missed the GAP that told it where to start: it cannot have less than that.
+        has = max(theirs.received, self._acked) if continued else self._acked
         if has >= self.next_sequence:
             raise FrameError(f"the peer claims message {has}, and {self.next_sequence - 1} were sent")
         self._rewind()

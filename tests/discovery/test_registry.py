@@ -184,8 +184,8 @@ class Replicas(RuleBasedStateMachine):
                 del self.replicas[answer.replaced]
             self.replicas[self.next_connection] = self.registry.roster()
 
-    @rule(data=st.data(), port=st.integers(1, 3))
-    def leave(self, data: st.DataObject, port: int) -> None:
+    @rule(data=st.data())
+    def leave(self, data: st.DataObject) -> None:
         if self.replicas:
             connection = data.draw(st.sampled_from(sorted(self.replicas)))
             assert self.registry.unregister(connection)

@@ -111,6 +111,7 @@
     $("room").value = roomFromAddress() || "lobby";
     if (typeof window.io === "undefined") {
       say($("door-error"), "The Socket.IO client could not be loaded. Put it beside the chat with “make demo”, or connect to the internet.");
+      showDoorState("dead", "Not connected");
       return;
     }
     // WebSocket from the start: with long polling, all requests of a page would have to reach the same process.
