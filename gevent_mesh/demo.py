@@ -12,6 +12,7 @@ Rules:
 from __future__ import annotations
 
 import collections
+import http.client
 import json
 import os
 import re
@@ -215,7 +216,7 @@ class Demo:
         Raises:
             DemoError: something is missing, a port is taken, or a child did not come up.
         """
-        _require_modules()
+        _require_modules("flask_socketio", "gevent_mesh_examples", DISCOVERY)
         if self.port:
             _require_free_ports(self.port, self.nodes)
         environment = {name: value for name, value in os.environ.items() if not OUR_VARIABLES.fullmatch(name)}
@@ -251,6 +252,11 @@ class Demo:
             child.reported = True
         return dead
 
+    def require_all_running(self) -> None:
+        """Raise DemoError if a child has ended."""
+        if dead := self.newly_dead():
+            raise DemoError("\n".join(child.obituary() for child in dead))
+
     def states(self) -> list[dict[str, Any] | None]:
         """What each server says of itself and the mesh; None for one that does not answer."""
         return [self._state(server, url) for server, url in zip(self.servers, self.urls, strict=True)]
@@ -274,13 +280,13 @@ class Demo:
         try:
             with self._http.open(f"{url}/mesh", timeout=HTTP_SECONDS) as answer:
                 state: dict[str, Any] = json.load(answer)
-        except (OSError, ValueError):
+        except (OSError, ValueError, http.client.HTTPException):  # it may die while it answers
             return None
         return state
 
 
-def _require_modules() -> None:
-    missing = [name for name in ("flask_socketio", "gevent_mesh_examples", DISCOVERY) if find_spec(name) is None]
+def _require_modules(*names: str) -> None:
+    missing = [name for name in names if find_spec(name) is None]
     if missing:
         raise DemoError(f"The demo needs {', '.join(missing)}: pip install 'gevent-mesh[demo]'", exit_code=2)
 
@@ -340,33 +346,35 @@ def run_check(nodes: int, port: int) -> int:
     Returns:
         The exit code: 0 when all is well, 1 when something failed or took too long, 2 when a port is taken.
     """
-    from .demo_check import check
-
     started_at = time.monotonic()
     try:
+        _require_modules("requests", "websocket")  # what python-socketio's client is made of
+        from .demo_check import check
+
         with (
             _first_signal_interrupts(),
             _watchdog(Demo(nodes, port, chat=CHAT_WITH_CHECK), WATCHDOG_SECONDS) as demo,
             demo,
         ):
-            ok = check(demo, started_at + CHECK_SECONDS)
-            for child in demo.newly_dead():
-                ok = False
-                _report(child)
+            try:
+                return 0 if check(demo, started_at + CHECK_SECONDS) else 1
+            finally:
+                for child in demo.newly_dead():
+                    _report(child)
     except KeyboardInterrupt:
         click.echo("\nInterrupted; all processes have ended.", err=True)
         return 1
     except DemoError as error:
         _complain(error)
         return error.exit_code
-    return 0 if ok else 1
 
 
 def _welcome(demo: Demo) -> None:
-    click.echo(f"\n{demo.nodes} chat servers, one conversation:\n")
+    alone = demo.nodes == 1
+    click.echo("\nOne chat server:\n" if alone else f"\n{demo.nodes} chat servers, one conversation:\n")
     for server, url in zip(demo.servers, demo.urls, strict=True):
         click.echo(f"    {click.style(server.name, bold=True)}   {click.style(url, fg='cyan')}")
-    click.echo("\nOpen two of them side by side and talk. Ctrl-C ends everything.\n")
+    click.echo(f"\nOpen {'it twice' if alone else 'two of them'}, side by side, and talk. Ctrl-C ends everything.\n")
 
 
 def _report(child: Child) -> None:

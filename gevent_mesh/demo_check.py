@@ -289,16 +289,19 @@ def check(demo: Demo, deadline: float) -> bool:
 
     Returns:
         Whether all went well.
+
+    Raises:
+        DemoError: a server died, cannot be reached, or did not find the others.
     """
     started = time.monotonic()
     figures = wait_for_links(demo, min(deadline, started + MESH_SECONDS))
     took = milliseconds(time.monotonic() - started)
-    click.echo(f"{figures.servers} servers found each other in {took}: {figures.links} links are up")
+    click.echo(f"{figures.servers} servers found each other in {took}; links up: {figures.links}")
     clients: dict[str, list[Client]] = {}
     try:
         for server, url in zip(demo.servers, demo.urls, strict=True):
             clients[server.name] = [connect(server.name, url) for _ in range(CLIENTS_PER_SERVER)]
-        results = list(check_all(demo, clients, deadline))
+        results = check_all(demo, clients, deadline)
         results += [repeats(name, several) for name, several in clients.items()]
     finally:
         for client in itertools.chain.from_iterable(clients.values()):
@@ -316,8 +319,7 @@ def wait_for_links(demo: Demo, deadline: float) -> Figures:
         figures = demo.figures()
         if figures.links == figures.links_wanted:
             return figures
-        if dead := demo.newly_dead():
-            raise DemoError("\n".join(child.obituary() for child in dead))
+        demo.require_all_running()
         if time.monotonic() > deadline:
             logs = "\n".join(f"{child.name}:\n{child.log()}" for child in demo.children)
             raise DemoError(f"The servers did not find each other in time: {figures}.\n{logs}")
@@ -333,11 +335,13 @@ def connect(name: str, url: str, *namespaces: str) -> Client:
 
 def check_all(demo: Demo, clients: dict[str, list[Client]], deadline: float) -> list[Result]:
     urls = dict(zip(clients, demo.urls, strict=True))
-    return [
-        check_pair(name, Pair(clients[a], clients[b], urls[a], urls[b]), deadline)
-        for name in CHECKS
-        for a, b in itertools.permutations(clients, 2)
-    ]
+    results = []
+    for name in CHECKS:
+        for a, b in itertools.permutations(clients, 2):
+            demo.require_all_running()  # what died has more to say than the checks that fail for it
+            results.append(check_pair(name, Pair(clients[a], clients[b], urls[a], urls[b]), deadline))
+    demo.require_all_running()
+    return results
 
 
 def check_pair(name: str, pair: Pair, deadline: float) -> Result:

@@ -10,6 +10,7 @@ Rules:
 
 from __future__ import annotations
 
+import base64
 import time
 from collections.abc import Hashable, Iterable, Sequence
 from typing import Any
@@ -18,6 +19,29 @@ import gevent
 from engineio import packet as eio_packet
 
 __all__ = ["Fanout"]
+
+
+def _text(part: str) -> Any:
+    return eio_packet.Packet(eio_packet.MESSAGE, part)
+
+
+class _Attachment(eio_packet.Packet):  # type: ignore[misc]  # python-engineio has no types
+    """A binary packet that clients on WebSocket and clients on polling can share.
+
+    Engine.IO's own keeps the form that was asked for first and gives it to both: raw bytes to a polling client, which
+    ends it, or base64 text to a WebSocket.
+    """
+
+    def __init__(self, data: bytes) -> None:
+        super().__init__(eio_packet.MESSAGE, data)
+        self._base64 = ""
+
+    def encode(self, b64: bool = False) -> str | bytes:
+        if not b64:
+            raw: bytes = self.data
+            return raw
+        self._base64 = self._base64 or "b" + base64.b64encode(self.data).decode("ascii")
+        return self._base64
 
 
 class Fanout:
@@ -57,7 +81,7 @@ class Fanout:
         if namespace not in self._manager.rooms:
             return
         server = self._manager.server
-        packets = [eio_packet.Packet(eio_packet.MESSAGE, part) for part in encoded]
+        packets = [_Attachment(part) if isinstance(part, bytes) else _text(part) for part in encoded]
         for _, eio_sid in self.participants(namespace, rooms, exclude):
             if self._is_gone(eio_sid):
                 gevent.spawn(self._send, server, eio_sid, packets)

@@ -282,7 +282,7 @@ class GeventMeshManager(PubSubManager):  # type: ignore[misc]  # python-socketio
         outgoing = self._event_messages(mesh, namespace, rooms, exclude, encoded)
         self._fanout.deliver(namespace, rooms, exclude, encoded)
         for peers, message in outgoing:
-            mesh.publish(peers, message)
+            mesh.outboxes.publish(peers, message)
 
     def can_disconnect(self, sid: str, namespace: str) -> bool:
         """Whether `socketio.Server.disconnect` should disconnect `sid` itself; else its node is told to."""
@@ -359,11 +359,11 @@ class GeventMeshManager(PubSubManager):  # type: ignore[misc]  # python-socketio
         opts = messages.options(rooms, exclude)
         same, others = event_receivers(mesh.table, self._codec)
         message = self._message(MessageType.BROADCAST, namespace, messages.broadcast(opts, encoded=encoded))
-        if not others and not mesh.awaits_roster:
+        if not others and not mesh.outboxes.awaits_roster:
             return [(same, message)]
         fields = messages.broadcast(opts, packet=self._decode(encoded))
         structured = self._message(MessageType.BROADCAST, namespace, fields)
-        mesh.keep_for_newcomers(structured)
+        mesh.outboxes.keep_for_newcomers(structured)
         return [(others, structured), (same, message)]
 
     def _emit_with_callback(
@@ -387,17 +387,17 @@ class GeventMeshManager(PubSubManager):  # type: ignore[misc]  # python-socketio
                 messages.options(rooms, exclude), packet=self._decode(encoded), request_id=request_id
             )
             message = self._message(MessageType.BROADCAST, namespace, fields)
-            mesh.keep_for_newcomers(message)
+            mesh.outboxes.keep_for_newcomers(message)
         Manager.emit(self, event, data, namespace, room=rooms or None, skip_sid=exclude, callback=callback)
         if mesh is not None:
-            mesh.publish(peers, message)
+            mesh.outboxes.publish(peers, message)
 
     def _publish_command(self, kind: MessageType, namespace: str, data: dict[str, Any]) -> None:
         mesh = self._cluster()
         if mesh is not None:
             message = self._message(kind, namespace or "/", data)
-            mesh.keep_for_newcomers(message)
-            mesh.publish(receivers(mesh.table), message)
+            mesh.outboxes.keep_for_newcomers(message)
+            mesh.outboxes.publish(receivers(mesh.table), message)
 
     def _message(self, kind: MessageType, namespace: str, data: dict[str, Any]) -> bytes:
         message = messages.encode(kind, self.uid, namespace, data)
@@ -467,7 +467,7 @@ class GeventMeshManager(PubSubManager):  # type: ignore[misc]  # python-socketio
 
     def _answer(self, uid: str, kind: MessageType, namespace: str, data: dict[str, Any]) -> None:
         if self._mesh is not None:
-            self._mesh.send(uid, self._message(kind, namespace, data))
+            self._mesh.outboxes.send(uid, self._message(kind, namespace, data))
 
     def _on_client_count(self, peer: Peer, message: ClusterMessage) -> None:
         self._requests.counted(message.data["requestId"], peer.uid, message.data["clientCount"])

@@ -10,8 +10,7 @@ from __future__ import annotations
 import logging
 import random
 import secrets
-from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from time import monotonic
 from typing import Any
@@ -22,7 +21,6 @@ from gevent.pool import Group
 
 from ..config import MeshConfig
 from ..errors import DialError, HandshakeError
-from ..protocol.flow import Patience
 from ..protocol.frames import NONCE_BYTES, Refusal, Role
 from ..protocol.handshake import Keys
 from ..protocol.link import Identity, Left, LinkProtocol, Lost, Status
@@ -33,16 +31,15 @@ from .dialer import dial
 from .discovery import DiscoveryClient
 from .link import Link
 from .listener import Listener, StrangerTicket
+from .outboxes import Counters, Outboxes
 from .transport import Transport
 
-__all__ = ["Counters", "Mesh", "PeerInfo"]
+__all__ = ["Mesh", "PeerInfo"]
 
 HANDSHAKE_SECONDS = 5.0
 SWEEP_SECONDS = 1.0
 FLUSH_SECONDS = 2.0
 STUCK_READER_SECONDS = 5.0
-UNSENT_HIGH_WATER_BYTES = 64 * 1024
-"""Above this much unsent, a publisher lets the writers run before it goes on."""
 WHY_LOST = "the link was down for longer than the resume window, or more was sent meanwhile than the outbox holds"
 SAME_FAILURE_SECONDS = 60.0
 """A peer that keeps failing in the same way is logged this often."""
@@ -65,22 +62,6 @@ class PeerInfo:
     state: str
     round_trip_seconds: float | None
     clients: int | None
-
-
-@dataclass(slots=True)
-class Counters:
-    """What happened since the start. Messages are counted for each peer."""
-
-    links_up: int = 0
-    links_down: int = 0
-    messages_sent: int = 0
-    messages_received: int = 0
-    sent_lost: int = 0
-    received_lost: int = 0
-    slow_consumers: int = 0
-    spoofed: int = 0
-    undecodable: int = 0
-    before_roster_dropped: int = 0
 
 
 class Mesh:
@@ -113,24 +94,18 @@ class Mesh:
         self.codec = codec
         self.counters = Counters()
         self.table = PeerTable(uid, random.Random(secrets.randbits(64)), config.resume_window, config.outbox_bytes)
-        self._half_outbox = config.outbox_bytes // 2
         self._on_message = on_message
         self._on_sweep = on_sweep
         self._client_count = client_count
         self._logger = logger
         self._keys = Keys(config.tokens)
         self._links: dict[str, Link] = {}
+        self.outboxes = Outboxes(self.table, self._links, config, self.counters, logger)
         self._dialled: dict[str, Link] = {}
         self._connections: set[Link] = set()
-        self._patience: dict[str, Patience] = {}
         self._last_failure: dict[str, tuple[str, float]] = {}
-        # What was published before the first roster came: whoever becomes known until then gets it too.
-        self._before_roster: deque[bytes] | None = deque() if config.discovery else None
-        self._before_roster_bytes = 0
         self._kick = Event()
         self._changed = Event()
-        self._relief = Event()
-        self._congested = False
         self._dials = Group()
         self._scheduler: gevent.Greenlet | None = None
         self._listener: Listener | None = None
@@ -176,7 +151,7 @@ class Mesh:
         self._stopping = True
         for client in self._discovery:
             client.stop()
-        self.flush(timeout)
+        self.outboxes.flush(timeout)
         if self._listener is not None:
             self._listener.stop()
         if self._scheduler is not None:
@@ -194,20 +169,6 @@ class Mesh:
         if self._listener is not None:
             self._listener.forget()
 
-    def flush(self, timeout: float) -> bool:
-        """Wait until live peers have acknowledged all that was published.
-
-        Returns:
-            Whether they have.
-        """
-        deadline = monotonic() + timeout
-        while any(len(peer.session) for peer in self.table.alive()):
-            self._relief.clear()
-            self._congested = True
-            if not self._relief.wait(max(0.0, deadline - monotonic())) and monotonic() >= deadline:
-                return False
-        return True
-
     def _address_for(self, local_host: str) -> str:
         """The address to register: as configured, else where the connection to discovery shows us to be reachable."""
         if not self.address:
@@ -220,102 +181,6 @@ class Mesh:
     def port(self) -> int:
         """The port that peers dial; 0 for one that does not listen."""
         return 0 if self._listener is None else self._listener.port
-
-    # ------------------------------------------------------------------ sending
-
-    def publish(self, peers: Iterable[Peer], message: bytes) -> None:
-        """Put one encoded message into the outboxes of some peers. All share the bytes.
-
-        May let other greenlets run, so that a loop of publishing starves nobody, and waits for peers that are behind
-        as long as they keep moving.
-        """
-        unsent = 0
-        for peer in peers:
-            unsent = max(unsent, self._append(peer, message))
-        if unsent > UNSENT_HIGH_WATER_BYTES:
-            self._give_way()
-
-    def send(self, uid: str, message: bytes) -> bool:
-        """Put a message into one peer's outbox. Never waits.
-
-        Returns:
-            False when there is no such peer.
-        """
-        peer = self.table.get(uid)
-        if peer is None:
-            return False
-        self._append(peer, message)
-        return True
-
-    def _append(self, peer: Peer, message: bytes) -> int:
-        session = peer.session
-        link = self._links.get(peer.uid)
-        if link is not None and session.attached and not session.fits(len(message)):
-            self._cut_slow(peer, link)
-        session.append(message)
-        self.counters.messages_sent += 1
-        if link is None or not session.attached:
-            return 0
-        link.wake()
-        # The outbox counts from half of its limit on: what is sent and not acknowledged is on its way to overflow too.
-        unacknowledged = session.outbox_bytes
-        return unacknowledged if unacknowledged > self._half_outbox else session.waiting_bytes
-
-    def _cut_slow(self, peer: Peer, link: Link) -> None:
-        self.counters.slow_consumers += 1
-        self._logger.warning(
-            "%s is too slow: %d bytes wait for it; its connection is cut and will be resumed",
-            peer.uid, peer.session.outbox_bytes,
-        )  # fmt: skip
-        link.cut("slow consumer")
-        # The reader takes the rest down; from here on the outbox may drop its oldest messages.
-        peer.session.detach()
-
-    @property
-    def awaits_roster(self) -> bool:
-        """Whether no discovery server has told its roster yet, so that most peers are not known."""
-        return self._before_roster is not None
-
-    def keep_for_newcomers(self, message: bytes) -> None:
-        """Keep a message for peers that become known until the first roster has come, the oldest first to go."""
-        kept = self._before_roster
-        if kept is None:
-            return
-        kept.append(message)
-        self._before_roster_bytes += len(message)
-        while self._before_roster_bytes > self.config.outbox_bytes:
-            self._before_roster_bytes -= len(kept.popleft())
-            self.counters.before_roster_dropped += 1
-
-    def _welcome_newcomers(self, changes: list[Change]) -> None:
-        for change in changes:
-            peer = self.table.get(change.uid)
-            if change.before is None and peer is not None and peer.receives_events:
-                for message in self._before_roster or ():
-                    self._append(peer, message)
-
-    def _give_way(self) -> None:
-        if gevent.getcurrent() is gevent.get_hub():
-            return
-        gevent.sleep(0)
-        while behind := self._worth_waiting_for():
-            started = monotonic()
-            self._congested = True
-            self._relief.clear()
-            self._relief.wait(0.05)
-            waited = monotonic() - started
-            for peer in behind:
-                self._patience[peer.uid].spend(waited)
-
-    def _worth_waiting_for(self) -> list[Peer]:
-        behind = []
-        for peer in self.table.alive():
-            if peer.session.attached and peer.session.outbox_bytes > self._half_outbox:
-                patience = self._patience.setdefault(peer.uid, Patience())
-                patience.earn(peer.session.acked_bytes)
-                if patience.is_left:
-                    behind.append(peer)
-        return behind
 
     # ------------------------------------------------------------------ membership
 
@@ -353,11 +218,11 @@ class Mesh:
 
     def _take_roster(self, source: str, servers: dict[str, str], complete: bool) -> None:
         self._report(self.table.roster(source, servers, complete, monotonic()))
-        self._before_roster = None
+        self.outboxes.roster_came()
         self._kick.set()
 
     def _report(self, changes: list[Change]) -> None:
-        self._welcome_newcomers(changes)
+        self.outboxes.take_changes(changes)
         for change in changes:
             before = change.before.value if change.before else "unknown"
             after = change.after.value if change.after else "gone"
@@ -370,7 +235,6 @@ class Mesh:
             else:
                 self._logger.debug("peer %s: %s -> %s", change.uid, before, after)
             if change.after is None:
-                self._patience.pop(change.uid, None)
                 self._last_failure.pop(change.uid, None)
         if changes:
             self._changed.set()
@@ -533,9 +397,7 @@ class Mesh:
         self._on_message(peer, message)
 
     def link_relieved(self) -> None:
-        if self._congested:
-            self._congested = False
-            self._relief.set()
+        self.outboxes.relieved()
 
     def link_ended(self, link: Link, reason: str) -> None:
         self.counters.spoofed += link.protocol.spoofed
@@ -549,7 +411,7 @@ class Mesh:
         changes = self.table.link_down(link.protocol, monotonic())
         self._report(changes)
         self._changed.set()
-        self._relief.set()
+        self.outboxes.relieved()
         self._kick.set()
 
     def status(self) -> dict[str, Any]:

@@ -39,6 +39,7 @@ MAX_REQUEST_ID_CHARS = 64
 MAX_ROOM_DEPTH = 16
 """Tuples within tuples: msgpack nests deeper than Python can follow."""
 
+
 class MessageType(IntEnum):
     """Append only. Types 1, 2 and 13 serve Node peers, which have no heartbeat frames and no BYE."""
 

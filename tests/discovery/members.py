@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from typing import Any
 
@@ -74,7 +75,8 @@ class _Member:
                     return payload
                 if opcode == Opcode.PING:
                     self.pings += 1
-                    self.send_frame(Opcode.PONG, payload)
+                    with contextlib.suppress(ConnectionError):
+                        self.send_frame(Opcode.PONG, payload)
                 if opcode == Opcode.CLOSE:
                     self.closed_with = payload
                     raise Closed(*parse_close(payload))

@@ -228,6 +228,7 @@ class TestOurMembers:
         members = [OurMember(server.port) for _ in range(30)]
         for at, member in enumerate(members):
             member.register(f"n{at}", f"ws://127.0.0.1:{at + 1}")
+            gevent.sleep(0.005)  # each of them alone in its turn of the loop
         names: set[str] = set()
         deltas = 0
         while len(names) < 31:

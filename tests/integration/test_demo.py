@@ -47,6 +47,17 @@ def test_check_proves_everything_within_a_minute() -> None:
     assert "all ok" in program.output
 
 
+@pytest.mark.timeout(90)
+def test_check_fails_when_a_server_dies() -> None:
+    with demo("--check", "--nodes", "4") as program:
+        program.wait_for("found each other")
+        victim = children_of(program)["server-3"]
+        victim.kill()
+        assert program.wait(60) == 1
+        assert f"server-3 (pid {victim.pid}) was killed by SIGKILL" in program.output
+        assert "all ok" not in program.output
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_every_process(number: int) -> None:
     with demo("--nodes", "2", "--port", "0") as program:

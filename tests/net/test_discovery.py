@@ -372,6 +372,21 @@ def test_stop_works_at_any_moment(server: DiscoveryServer, moment: str, caplog: 
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
 
 
+def test_stop_says_goodbye(fake: Fake, join: Join) -> None:
+    last_words: list[bytes] = []
+
+    def serve(transport: Transport, challenge: wire.Challenge, register: wire.Register) -> None:
+        say(transport, welcome(challenge, register), wire.roster(challenge.instance, 1, True, {}))
+        while data := transport.recv():
+            last_words.append(data)
+
+    node = join(fake(serve))
+    eventually(lambda: node.client.connected)
+    node.client.stop()
+    goodbye = frame(Opcode.CLOSE, close_payload(1000, "leaving"), mask=True)
+    eventually(lambda: last_words == [goodbye])
+
+
 def test_stop_does_not_wait_for_a_server_that_does_not_read(fake: Fake, join: Join) -> None:
     def serve(transport: Transport, challenge: wire.Challenge, register: wire.Register) -> None:
         say(transport, welcome(challenge, register), wire.roster(challenge.instance, 1, True, {}))

@@ -1,0 +1,212 @@
+"""Sending: from a published message to the outboxes of peers, at a pace that everybody can keep up with.
+
+Rules:
+
+- A message is one bytes object, shared by all outboxes.
+- A loop that publishes without a pause starves nobody: it gives way to the writers when much is unsent, and waits for
+  peers that are behind as long as they keep moving (`Patience`).
+- An outbox that would overflow while its link is up belongs to a slow consumer: the link is cut. From then on the oldest
+  messages make room, and are counted when the link is back.
+- What is published before the first roster has come is kept for whoever becomes known until then.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from time import monotonic
+
+import gevent
+from gevent.event import Event
+
+from ..config import MeshConfig
+from ..protocol.flow import Patience
+from ..protocol.membership import Change
+from ..protocol.peers import Peer, PeerTable
+from .link import Link
+
+__all__ = ["Counters", "Outboxes"]
+
+UNSENT_HIGH_WATER_BYTES = 64 * 1024
+"""Above this much unsent, a publisher lets the writers run before it goes on."""
+RELIEF_SECONDS = 0.05
+"""How long a publisher waits for an acknowledgement before it looks again whom to wait for."""
+
+
+@dataclass(slots=True)
+class Counters:
+    """What happened since the start. Messages are counted for each peer."""
+
+    links_up: int = 0
+    links_down: int = 0
+    messages_sent: int = 0
+    messages_received: int = 0
+    sent_lost: int = 0
+    received_lost: int = 0
+    slow_consumers: int = 0
+    spoofed: int = 0
+    undecodable: int = 0
+    before_roster_dropped: int = 0
+
+
+class Outboxes:
+    """The outboxes of all peers of one node.
+
+    Args:
+        table: the peers, with their sessions.
+        links: links that are up, by uid; kept by the mesh.
+        config: the limit of an outbox, and whether there is a roster to wait for.
+        counters: where to count.
+        logger: where to report.
+    """
+
+    def __init__(
+        self,
+        table: PeerTable,
+        links: Mapping[str, Link],
+        config: MeshConfig,
+        counters: Counters,
+        logger: logging.Logger,
+    ) -> None:
+        self._table = table
+        self._links = links
+        self._limit_bytes = config.outbox_bytes
+        self._half_bytes = config.outbox_bytes // 2
+        self._counters = counters
+        self._logger = logger
+        self._patience: dict[str, Patience] = {}
+        self._relief = Event()
+        self._is_waited_for = False
+        self._before_roster: deque[bytes] | None = deque() if config.discovery else None
+        self._before_roster_bytes = 0
+
+    # ------------------------------------------------------------------ publishing
+
+    def publish(self, peers: Iterable[Peer], message: bytes) -> None:
+        """Put one encoded message into the outboxes of some peers. May let other greenlets run."""
+        pressure = 0
+        for peer in peers:
+            pressure = max(pressure, self._append(peer, message))
+        if pressure > UNSENT_HIGH_WATER_BYTES:
+            self._give_way()
+
+    def send(self, uid: str, message: bytes) -> bool:
+        """Put a message into one peer's outbox. Never waits.
+
+        Returns:
+            False when there is no such peer.
+        """
+        peer = self._table.get(uid)
+        if peer is None:
+            return False
+        self._append(peer, message)
+        return True
+
+    def _append(self, peer: Peer, message: bytes) -> int:
+        """Append, and return how many bytes are on their way to being too many."""
+        session = peer.session
+        link = self._links.get(peer.uid)
+        if link is not None and session.attached and not session.fits(len(message)):
+            self._cut_slow(peer, link)
+        session.append(message)
+        self._counters.messages_sent += 1
+        if link is None or not session.attached:
+            return 0
+        link.wake()
+        # Up to half of the limit only what is unsent counts; from there on what is unacknowledged does.
+        unacknowledged = session.outbox_bytes
+        return unacknowledged if unacknowledged > self._half_bytes else session.waiting_bytes
+
+    def _cut_slow(self, peer: Peer, link: Link) -> None:
+        self._counters.slow_consumers += 1
+        self._logger.warning(
+            "%s is too slow: %d bytes wait for it; its connection is cut and will be resumed",
+            peer.uid,
+            peer.session.outbox_bytes,
+        )
+        link.cut("slow consumer")
+        # The reader takes the rest down; the outbox must be free to drop its oldest messages now.
+        peer.session.detach()
+
+    # ------------------------------------------------------------------ pace
+
+    def _give_way(self) -> None:
+        if gevent.getcurrent() is gevent.get_hub():
+            return
+        gevent.sleep(0)
+        while behind := self._worth_waiting_for():
+            started = monotonic()
+            self._wait_for_relief(RELIEF_SECONDS)
+            waited = monotonic() - started
+            for peer in behind:
+                self._patience[peer.uid].spend(waited)
+
+    def _worth_waiting_for(self) -> list[Peer]:
+        behind = []
+        for peer in self._table.alive():
+            if peer.session.attached and peer.session.outbox_bytes > self._half_bytes:
+                patience = self._patience.setdefault(peer.uid, Patience())
+                patience.earn(peer.session.acked_bytes)
+                if patience.is_left:
+                    behind.append(peer)
+        return behind
+
+    def flush(self, timeout: float) -> bool:
+        """Wait until peers with a link have acknowledged all that was published.
+
+        Returns:
+            Whether they have.
+        """
+        deadline = monotonic() + timeout
+        while any(len(peer.session) for peer in self._table.alive() if peer.session.attached):
+            left = deadline - monotonic()
+            if left <= 0:
+                return False
+            self._wait_for_relief(left)
+        return True
+
+    def _wait_for_relief(self, seconds: float) -> None:
+        self._is_waited_for = True
+        self._relief.clear()
+        self._relief.wait(seconds)
+
+    def relieved(self) -> None:
+        """A peer has acknowledged something, or its link is gone. Called often: cheap while nobody waits."""
+        if self._is_waited_for:
+            self._is_waited_for = False
+            self._relief.set()
+
+    # ------------------------------------------------------------------ while the mesh forms
+
+    @property
+    def awaits_roster(self) -> bool:
+        """Whether no discovery server has told its roster yet, so that most peers are not known."""
+        return self._before_roster is not None
+
+    def keep_for_newcomers(self, message: bytes) -> None:
+        """Keep a message for peers that become known until the first roster has come, the oldest first to go."""
+        kept = self._before_roster
+        if kept is None:
+            return
+        kept.append(message)
+        self._before_roster_bytes += len(message)
+        while self._before_roster_bytes > self._limit_bytes:
+            self._before_roster_bytes -= len(kept.popleft())
+            self._counters.before_roster_dropped += 1
+
+    def take_changes(self, changes: Iterable[Change]) -> None:
+        """Peers have come or gone: newcomers get what was kept for them, before anything else is sent to them."""
+        for change in changes:
+            peer = self._table.get(change.uid)
+            if change.after is None:
+                self._patience.pop(change.uid, None)
+            elif change.before is None and peer is not None and peer.receives_events:
+                for message in self._before_roster or ():
+                    self._append(peer, message)
+
+    def roster_came(self) -> None:
+        """A roster has been taken: whoever comes from now on is new to the mesh."""
+        self._before_roster = None
+        self._before_roster_bytes = 0

@@ -1,0 +1,305 @@
+"""One node as a program: `python -m tests.integration.node '{"discovery": "ws://..."}'`.
+
+A plain `socketio.Server` on pywsgi with gevent-websocket's handler, not monkey-patched unless asked. It prints one JSON
+line when it serves, and does what ``POST /control`` asks for (see `Control`), on the same port as its clients.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import logging
+import os
+import secrets
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import asdict
+from time import monotonic
+from typing import Any
+
+from gevent import monkey
+
+if __name__ == "__main__" and "--patched" in sys.argv:
+    monkey.patch_all()
+
+import gevent
+import psutil
+import socketio
+from gevent.pywsgi import WSGIServer
+from geventwebsocket.handler import WebSocketHandler
+
+from gevent_mesh import GeventMeshManager
+
+__all__ = ["dumps", "loads"]
+
+
+def dumps(value: Any) -> str:
+    """JSON that knows bytes."""
+
+    def other(item: object) -> object:
+        if isinstance(item, bytes):
+            return {"$bytes": base64.b64encode(item).decode()}
+        raise TypeError(f"{type(item).__name__} cannot travel")
+
+    return json.dumps(value, default=other)
+
+
+def loads(text: str | bytes) -> Any:
+    """The reverse of `dumps`."""
+
+    def hook(found: dict[str, Any]) -> Any:
+        return base64.b64decode(found["$bytes"]) if list(found) == ["$bytes"] else found
+
+    return json.loads(text, object_hook=hook)
+
+
+class OwnJson:
+    """A JSON module of one's own: its texts show that it was used."""
+
+    @staticmethod
+    def dumps(value: Any, **options: Any) -> str:
+        return json.dumps(value, **{**options, "default": lambda item: {"own": repr(item)}})
+
+    @staticmethod
+    def loads(text: str, **options: Any) -> Any:
+        return json.loads(text, **options)
+
+
+class Unusual:
+    """What only `OwnJson` can write."""
+
+    def __repr__(self) -> str:
+        return "unusual"
+
+
+class Lobby(socketio.Namespace):  # type: ignore[misc]  # python-socketio has no types
+    """Class-based; its connect handler enters rooms and emits."""
+
+    def on_connect(self, sid: str, _environ: dict[str, Any], auth: Any = None) -> None:
+        name = (auth or {}).get("name", "")
+        self.save_session(sid, {"name": name})
+        self.enter_room(sid, "lobby")
+        self.emit("welcome", {"sid": sid, "node": self.server.manager.uid}, to=sid)
+        self.emit("joined", name, room="lobby", skip_sid=sid)
+
+    def on_say(self, sid: str, text: str) -> str:
+        self.emit("said", {"name": self.get_session(sid)["name"], "text": text}, room="lobby", skip_sid=sid)
+        return f"said {text}"
+
+    def on_rename(self, sid: str, name: str) -> None:
+        with self.session(sid) as session:
+            session["name"] = name
+
+    def on_disconnect(self, sid: str, _reason: Any = None) -> None:
+        self.emit("left", self.get_session(sid)["name"], room="lobby", skip_sid=sid)
+
+
+class Control:
+    """What tests may ask a node for: each public method, by its name."""
+
+    def __init__(self, sio: Any, manager: GeventMeshManager) -> None:
+        self._sio = sio
+        self._manager = manager
+        self._answers: dict[str, list[list[Any]]] = {}
+        self._traffic: gevent.Greenlet | None = None
+        self._sent = 0
+        self._boot = secrets.token_hex(4)
+        self._gaps: list[float] = []
+        self._disconnected: list[str] = []
+
+    # -- what it is
+
+    def state(self) -> dict[str, Any]:
+        mesh = self._manager.mesh
+        assert mesh is not None
+        return {
+            "uid": self._manager.uid,
+            "boot": self._boot,
+            "at": monotonic(),
+            "peers": {info.uid: asdict(info) for info in self._manager.peers},
+            "links": sorted(peer.uid for peer in mesh.table.alive()),
+            "counters": asdict(mesh.counters),
+            "outbox": {peer.uid: peer.session.outbox_bytes for peer in mesh.table},
+            "strangers": dict(mesh._listener.strangers_cut) if mesh._listener else {},
+            "discovery": [client.connected for client in mesh._discovery],
+            "requests": len(self._manager._requests),
+            "sent": self._sent,
+            "traffic": self._traffic is not None and not self._traffic.dead,
+            "rss": psutil.Process().memory_info().rss,
+        }
+
+    def wait_for_peers(self, count: int, timeout: float) -> bool:
+        return self._manager.wait_for_peers(count, timeout)
+
+    def rooms(self, sid: str, namespace: str = "/") -> list[Any]:
+        return sorted(self._sio.rooms(sid, namespace=namespace), key=repr)
+
+    def disconnected(self) -> list[str]:
+        return self._disconnected
+
+    # -- what python-socketio offers
+
+    def emit(self, event: str, *data: Any, several: bool = False, **options: Any) -> None:
+        """Emit; `several` passes the arguments as a tuple even when there are none, or one."""
+        if several:
+            self._sio.emit(event, tuple(data), **options)
+        else:
+            self._sio.emit(event, *data, **options)
+
+    def emit_unusual(self, event: str) -> None:
+        self._sio.emit(event, {"value": Unusual()})
+
+    def send(self, data: Any, **options: Any) -> None:
+        self._sio.send(data, **options)
+
+    def ask(self, event: str, data: Any, **options: Any) -> str:
+        """Emit with a callback; `answers` tells what it was called with."""
+        key = secrets.token_hex(4)
+        self._answers[key] = []
+        self._sio.emit(event, data, callback=lambda *answer: self._answers[key].append(list(answer)), **options)
+        return key
+
+    def answers(self, key: str) -> list[list[Any]]:
+        return self._answers[key]
+
+    def call(self, event: str, data: Any, **options: Any) -> Any:
+        """`call`; a tuple of several answer arguments arrives as a list."""
+        return {"answer": self._sio.call(event, data, **options)}
+
+    def enter_room(self, sid: str, room: Any, namespace: str = "/") -> None:
+        self._sio.enter_room(sid, room, namespace=namespace)
+
+    def leave_room(self, sid: str, room: Any, namespace: str = "/") -> None:
+        self._sio.leave_room(sid, room, namespace=namespace)
+
+    def close_room(self, room: Any, namespace: str = "/") -> None:
+        self._sio.close_room(room, namespace=namespace)
+
+    def disconnect(self, sid: str, namespace: str = "/", **options: Any) -> None:
+        self._sio.disconnect(sid, namespace=namespace, **options)
+
+    # -- traffic that is counted
+
+    def start_traffic(self, rate: float, room: str | None = None, padding: int = 0, count: int | None = None) -> None:
+        """Emit numbered events at a steady rate, until `stop_traffic` or `count`."""
+        assert self._traffic is None or self._traffic.dead
+        self._traffic = gevent.spawn(self._run_traffic, rate, room, padding, count)
+
+    def stop_traffic(self) -> int:
+        """Returns how many events were emitted since the start of the node."""
+        if self._traffic is not None:
+            self._traffic.kill()
+        return self._sent
+
+    def _run_traffic(self, rate: float, room: str | None, padding: int, count: int | None) -> None:
+        began, before = monotonic(), self._sent
+        while count is None or self._sent - before < count:
+            due = int((monotonic() - began) * rate) - (self._sent - before)
+            if count is not None:
+                due = min(due, count - (self._sent - before))
+            self._emit_numbered(due, room, padding)
+            gevent.sleep(0.005)
+
+    def burst(self, count: int, room: str | None = None, padding: int = 0) -> dict[str, Any]:
+        """Emit in a tight loop, without giving way once ourselves. Tells how long others had to wait."""
+        self._gaps = []
+        ticking = gevent.spawn(self._tick)
+        gevent.sleep(0.01)
+        began = monotonic()
+        self._emit_numbered(count, room, padding)
+        seconds = monotonic() - began
+        ticking.kill()
+        return {"seconds": seconds, "longest_gap": max(self._gaps, default=0.0), "sent": self._sent}
+
+    def _emit_numbered(self, count: int, room: str | None, padding: int) -> None:
+        tail = ("x" * padding,) if padding else ()
+        for _ in range(count):
+            # Counted first: being killed while emit gives way must not let a number go out twice.
+            self._sent += 1
+            self._sio.emit("tick", (self._boot, self._sent, *tail), room=room)
+
+    def _tick(self) -> None:
+        last = monotonic()
+        while True:
+            gevent.sleep(0.005)
+            now = monotonic()
+            self._gaps.append(now - last - 0.005)
+            last = now
+
+    # -- life
+
+    def stop(self) -> None:
+        self._manager.stop()
+
+    # -- HTTP
+
+    def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        asked = loads(environ["wsgi.input"].read(int(environ["CONTENT_LENGTH"])))
+        try:
+            value = getattr(self, asked["operation"])(*asked["arguments"], **asked["options"])
+            answer = {"value": value}
+        except Exception as error:
+            logging.getLogger(__name__).info("control: %s failed", asked["operation"], exc_info=True)
+            answer = {"error": type(error).__name__, "text": str(error)}
+        body = dumps(answer).encode()
+        start_response("200 OK", [("Content-Type", "application/json"), ("Content-Length", str(len(body)))])
+        return [body]
+
+
+def build(options: dict[str, Any]) -> tuple[Any, GeventMeshManager, Control]:
+    """The server of one node, not started."""
+    server_options = dict(options.get("server", {}))
+    if server_options.get("json") == "own":
+        server_options["json"] = OwnJson
+    manager = GeventMeshManager(options["discovery"], **{"ws_port": 0, **options.get("manager", {})})
+    sio = socketio.Server(
+        async_mode="gevent", client_manager=manager, max_http_buffer_size=8 * 1024 * 1024,
+        namespaces=["/", "/other", "/lobby"], **server_options,
+    )  # fmt: skip
+    control = Control(sio, manager)
+
+    @sio.on("enter")
+    def enter(sid: str, room: str) -> str:
+        sio.enter_room(sid, room)
+        return room
+
+    @sio.on("relay")
+    def relay(sid: str, event: str, *data: Any) -> None:
+        """What a client makes its server emit: to all others."""
+        sio.emit(event, data, skip_sid=sid)
+
+    @sio.on("disconnect")
+    def disconnected(sid: str, _reason: Any = None) -> None:
+        control._disconnected.append(sid)
+
+    sio.register_namespace(Lobby("/lobby"))
+    return sio, manager, control
+
+
+def main() -> None:
+    options = json.loads(sys.argv[1])
+    logging.basicConfig(
+        level=options.get("log", "INFO"),
+        stream=sys.stderr,
+        format="%(asctime)s.%(msecs)03d %(levelname)s %(name)s: %(message)s",
+        datefmt="%H:%M:%S",
+    )
+    sio, manager, control = build(options)
+    clients = socketio.WSGIApp(sio)
+
+    def app(environ: dict[str, Any], start_response: Callable[..., Any]) -> Any:
+        if environ["PATH_INFO"] == "/control":
+            return control(environ, start_response)
+        return clients(environ, start_response)
+
+    server = WSGIServer(("127.0.0.1", 0), app, handler_class=WebSocketHandler, log=None)
+    server.start()
+    mesh = manager.mesh
+    assert mesh is not None
+    line = {"http_port": server.server_port, "ws_port": mesh.port, "uid": manager.uid, "pid": os.getpid()}
+    print(json.dumps(line), flush=True)
+    server.serve_forever()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,323 @@
+"""Cluster messages: every shape, good and bad, and the recorded traffic of Node servers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import msgpack
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gevent_mesh.errors import MessageError, PayloadNotEncodable
+from gevent_mesh.protocol import messages
+from gevent_mesh.protocol.messages import ClusterMessage, MessageType, encode, parse
+
+UID = "00000000000000aa"
+OPTS = messages.options(["room"], ["sid"])
+PACKET = {"type": 2, "data": ["event", 1]}
+VECTORS = json.loads((Path(__file__).parent / "vectors.json").read_text())
+
+
+def message(kind: object, data: object = None) -> dict[str, Any]:
+    """A message as it comes out of msgpack."""
+    value: dict[str, Any] = {"type": kind, "uid": UID, "nsp": "/"}
+    if data is not None:
+        value["data"] = data
+    return value
+
+
+def test_type_numbers_are_those_of_the_cluster_adapter() -> None:
+    assert {kind.name: int(kind) for kind in MessageType} == {
+        "INITIAL_HEARTBEAT": 1,
+        "HEARTBEAT": 2,
+        "BROADCAST": 3,
+        "SOCKETS_JOIN": 4,
+        "SOCKETS_LEAVE": 5,
+        "DISCONNECT_SOCKETS": 6,
+        "FETCH_SOCKETS": 7,
+        "FETCH_SOCKETS_RESPONSE": 8,
+        "SERVER_SIDE_EMIT": 9,
+        "SERVER_SIDE_EMIT_RESPONSE": 10,
+        "BROADCAST_CLIENT_COUNT": 11,
+        "BROADCAST_ACK": 12,
+        "ADAPTER_CLOSE": 13,
+    }
+
+
+# ---------------------------------------------------------------------- shapes
+
+VALID: list[tuple[MessageType, Any]] = [
+    (MessageType.INITIAL_HEARTBEAT, None),
+    (MessageType.INITIAL_HEARTBEAT, {}),
+    (MessageType.HEARTBEAT, None),
+    (MessageType.HEARTBEAT, "ignored"),
+    (MessageType.ADAPTER_CLOSE, None),
+    (MessageType.BROADCAST, messages.broadcast(OPTS, packet=["event", 1, b"bin", None])),
+    (MessageType.BROADCAST, messages.broadcast(OPTS, packet=["event"])),
+    (MessageType.BROADCAST, messages.broadcast(OPTS, packet=["event"], request_id="ab")),
+    (MessageType.BROADCAST, messages.broadcast(OPTS, encoded=["2[]", b"bin"])),
+    (MessageType.BROADCAST, messages.broadcast(messages.options(), packet=["event"])),
+    (MessageType.BROADCAST, {"opts": OPTS, "packet": PACKET, "requestId": None}),
+    (MessageType.BROADCAST, {"opts": {"rooms": [], "except": []}, "packet": PACKET}),
+    (MessageType.BROADCAST, {"opts": OPTS, "packet": PACKET, "new": 1}),
+    (MessageType.SOCKETS_JOIN, messages.sockets_join(OPTS, ["a", "b"])),
+    (MessageType.SOCKETS_LEAVE, messages.sockets_leave(OPTS, [])),
+    (MessageType.DISCONNECT_SOCKETS, messages.disconnect_sockets(OPTS)),
+    (MessageType.DISCONNECT_SOCKETS, messages.disconnect_sockets(OPTS, close=True)),
+    (MessageType.DISCONNECT_SOCKETS, {"opts": OPTS}),
+    (MessageType.FETCH_SOCKETS, {"opts": OPTS, "requestId": "ab"}),
+    (MessageType.FETCH_SOCKETS_RESPONSE, {"requestId": "ab", "sockets": []}),
+    (MessageType.FETCH_SOCKETS_RESPONSE, {"requestId": "ab", "sockets": [{"id": "a"}]}),
+    (MessageType.SERVER_SIDE_EMIT, {"packet": ["event"]}),
+    (MessageType.SERVER_SIDE_EMIT, {"packet": ["event", 1], "requestId": "ab"}),
+    (MessageType.SERVER_SIDE_EMIT, {"packet": ["event", 1], "requestId": None}),
+    (MessageType.SERVER_SIDE_EMIT_RESPONSE, {"requestId": "ab", "packet": 1}),
+    (MessageType.SERVER_SIDE_EMIT_RESPONSE, {"requestId": "ab"}),
+    (MessageType.BROADCAST_CLIENT_COUNT, messages.client_count("ab", 0)),
+    (MessageType.BROADCAST_CLIENT_COUNT, messages.client_count("a" * 64, 10**9)),
+    (MessageType.BROADCAST_ACK, messages.broadcast_ack("ab", [])),
+    (MessageType.BROADCAST_ACK, messages.broadcast_ack("ab", [1])),
+    (MessageType.BROADCAST_ACK, messages.broadcast_ack("ab", [1, None])),
+    (MessageType.BROADCAST_ACK, {"requestId": "ab"}),
+]
+
+BAD_ROOMS = [None, "room", 1, {}, {"room": 1}, [{}], [["a", {}]], [[[[{"b": 1}]]]]]
+BAD_OPTS: list[Any] = [
+    None, [], "opts", 1, {}, {"rooms": []}, {"except": []},
+    *({"rooms": rooms, "except": []} for rooms in BAD_ROOMS),
+    *({"rooms": [], "except": rooms} for rooms in BAD_ROOMS),
+    {"rooms": [], "except": [], "flags": None}, {"rooms": [], "except": [], "flags": []},
+]  # fmt: skip
+BAD_ID: list[Any] = [None, "", "a" * 65, 1, b"ab", [], {}]
+BAD_EVENT: list[Any] = [None, [], "event", [1], [None, "event"], [b"event"], {"0": "event"}, 1]
+
+INVALID: list[tuple[MessageType, Any]] = [
+    *((kind, None) for kind in MessageType if kind not in (1, 2, 13)),
+    *((kind, bad) for kind in MessageType if kind not in (1, 2, 13) for bad in ([], "data", 1, b"")),
+    *((MessageType.BROADCAST, {"opts": opts, "packet": PACKET}) for opts in BAD_OPTS),
+    *((MessageType.BROADCAST, {"opts": OPTS, "packet": {"type": 2, "data": bad}}) for bad in BAD_EVENT),
+    *((MessageType.BROADCAST, {"opts": OPTS, "packet": {"type": bad, "data": ["e"]}}) for bad in (None, 0, 3, 5, "2")),
+    *((MessageType.BROADCAST, {"opts": OPTS, "packet": bad}) for bad in (None, [], "2[]", 1, {}, {"type": 2})),
+    *((MessageType.BROADCAST, {"opts": OPTS, "encoded": bad}) for bad in ([], "2[]", b"", {}, 1, [1], ["a", None])),
+    *((MessageType.BROADCAST, {"opts": OPTS, "packet": PACKET, "requestId": bad}) for bad in BAD_ID if bad is not None),
+    (MessageType.BROADCAST, {"opts": OPTS, "encoded": ["2[]"], "requestId": "ab"}),
+    (MessageType.BROADCAST, {"packet": PACKET}),
+    *((kind, {"opts": opts, "rooms": []}) for kind in (4, 5) for opts in BAD_OPTS),
+    *((kind, {"opts": OPTS, "rooms": rooms}) for kind in (4, 5) for rooms in BAD_ROOMS),
+    *((MessageType.DISCONNECT_SOCKETS, {"opts": opts, "close": True}) for opts in BAD_OPTS),
+    *((MessageType.DISCONNECT_SOCKETS, {"opts": OPTS, "close": bad}) for bad in (None, 1, "true", [])),
+    *((MessageType.FETCH_SOCKETS, {"opts": opts, "requestId": "ab"}) for opts in BAD_OPTS),
+    *((MessageType.FETCH_SOCKETS, {"opts": OPTS, "requestId": bad}) for bad in BAD_ID),
+    *((MessageType.FETCH_SOCKETS_RESPONSE, {"requestId": bad, "sockets": []}) for bad in BAD_ID),
+    *((MessageType.FETCH_SOCKETS_RESPONSE, {"requestId": "ab", "sockets": bad}) for bad in (None, {}, "", 1, [1], [[]])),
+    *((MessageType.SERVER_SIDE_EMIT, {"packet": bad}) for bad in BAD_EVENT),
+    *((MessageType.SERVER_SIDE_EMIT, {"packet": ["e"], "requestId": bad}) for bad in BAD_ID if bad is not None),
+    *((MessageType.SERVER_SIDE_EMIT_RESPONSE, {"requestId": bad, "packet": 1}) for bad in BAD_ID),
+    *((MessageType.BROADCAST_CLIENT_COUNT, {"requestId": bad, "clientCount": 1}) for bad in BAD_ID),
+    *(
+        (MessageType.BROADCAST_CLIENT_COUNT, {"requestId": "ab", "clientCount": bad})
+        for bad in (None, -1, 1.0, True, "1", [])
+    ),
+    *((MessageType.BROADCAST_ACK, {"requestId": bad, "packet": 1}) for bad in BAD_ID),
+    *((MessageType.BROADCAST_ACK, {"requestId": "ab", "args": bad}) for bad in (None, {}, "ab", 1)),
+]
+
+
+@pytest.mark.parametrize(("kind", "data"), VALID)
+def test_valid_shapes_are_taken(kind: MessageType, data: Any) -> None:
+    wire = encode(kind, UID, "/chat", data) if data is not None else msgpack.packb(message(int(kind)))
+    found = parse(msgpack.unpackb(wire))
+    assert (found.type, found.uid) == (kind, UID)
+    assert isinstance(found.type, MessageType)
+    if isinstance(data, dict):
+        assert found.nsp == "/chat"
+        assert {key: found.data[key] for key in data} == msgpack.unpackb(msgpack.packb(data))
+
+
+@pytest.mark.parametrize(("kind", "data"), INVALID)
+def test_invalid_shapes_are_refused(kind: MessageType, data: Any) -> None:
+    with pytest.raises(MessageError):
+        parse(message(int(kind), data))
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        None,
+        1,
+        "text",
+        b"bytes",
+        [],
+        {},
+        {"type": 2, "uid": UID},
+        {"type": 2, "nsp": "/"},
+        {"uid": UID, "nsp": "/"},
+        {"type": 2, "uid": 1, "nsp": "/"},
+        {"type": 2, "uid": UID.encode(), "nsp": "/"},
+        {"type": 2, "uid": UID, "nsp": None},
+        *(message(kind) for kind in (0, 14, -1, None, "2", 2.0, True, [2], {})),
+    ],
+)
+def test_what_is_no_message_at_all_is_refused(value: object) -> None:
+    with pytest.raises(MessageError):
+        parse(value)
+
+
+def test_keys_of_a_newer_node_are_ignored() -> None:
+    found = parse({**message(9, {"packet": ["e"], "new": 1}), "newer": 2})
+    assert found == ClusterMessage(MessageType.SERVER_SIDE_EMIT, UID, "/", {"packet": ["e"], "new": 1})
+
+
+def test_an_answer_without_a_value_is_an_answer_of_nothing() -> None:
+    assert parse(message(10, {"requestId": "ab"})).data["packet"] is None
+    assert parse(message(12, {"requestId": "ab"})).data["packet"] is None
+
+
+# ---------------------------------------------------------------------- rooms
+
+
+@pytest.mark.parametrize(
+    ("sent", "arrives"),
+    [
+        (["a", "b"], ["a", "b"]),
+        ([("a", 1)], [("a", 1)]),
+        ([("a", ("b", ("c",)))], [("a", ("b", ("c",)))]),
+        ([1, 1.5, None, True, b"bin", "a"], [1, 1.5, None, True, b"bin", "a"]),
+        ([()], [()]),
+    ],
+)
+def test_rooms_arrive_as_they_were_sent(sent: list[Any], arrives: list[Any]) -> None:
+    data = messages.sockets_join(messages.options(sent, sent), sent)
+    found = parse(msgpack.unpackb(encode(MessageType.SOCKETS_JOIN, UID, "/", data))).data
+    assert found["rooms"] == found["opts"]["rooms"] == found["opts"]["except"] == arrives
+    assert len({*found["rooms"]}) == len({*arrives})
+
+
+def test_a_list_of_texts_is_not_copied() -> None:
+    rooms = ["a", "b"]
+    assert parse(message(4, {"opts": {"rooms": [], "except": []}, "rooms": rooms})).data["rooms"] is rooms
+
+
+@pytest.mark.parametrize("depth", [17, 100, 600, 1000])
+def test_a_room_that_is_nested_too_deeply_is_refused(depth: int) -> None:
+    with pytest.raises(MessageError, match="nested"):
+        parse(message(4, {"opts": {"rooms": [], "except": []}, "rooms": [_nested(depth)]}))
+
+
+def test_a_room_may_be_nested_sixteen_levels_deep() -> None:
+    found = parse(message(4, {"opts": {"rooms": [], "except": []}, "rooms": [_nested(16)]}))
+    assert hash(found.data["rooms"][0])
+
+
+def _nested(depth: int) -> Any:
+    room: Any = "room"
+    for _ in range(depth):
+        room = [room]
+    return room
+
+
+# ---------------------------------------------------------------------- making messages
+
+
+def test_only_what_is_meant_is_in_a_broadcast() -> None:
+    # A key that is nil counts as a request for Node servers.
+    assert messages.broadcast(OPTS, packet=["e", 1]) == {"opts": OPTS, "packet": {"type": 2, "data": ["e", 1]}}
+    assert messages.broadcast(OPTS, encoded=["2[]"]) == {"opts": OPTS, "encoded": ["2[]"]}
+    assert messages.broadcast(OPTS, packet=["e"], request_id="ab")["requestId"] == "ab"
+
+
+def test_options_always_have_all_three_keys() -> None:
+    for made, arrives in (
+        (messages.options(), {"rooms": [], "except": [], "flags": {}}),
+        (messages.options(("a",), ["b"]), {"rooms": ["a"], "except": ["b"], "flags": {}}),
+    ):
+        assert msgpack.unpackb(msgpack.packb(made)) == arrives
+
+
+@pytest.mark.parametrize("arguments", [[], [1], [None], [1, 2], [[1, 2]], ["a", b"b", {}]])
+def test_all_acknowledged_arguments_arrive(arguments: list[Any]) -> None:
+    wire = encode(MessageType.BROADCAST_ACK, UID, "/", messages.broadcast_ack("ab", arguments))
+    assert messages.acknowledged_arguments(parse(msgpack.unpackb(wire)).data) == arguments
+
+
+def test_the_first_argument_is_where_node_servers_look_for_it() -> None:
+    assert messages.broadcast_ack("ab", [7, 8])["packet"] == 7
+    assert messages.broadcast_ack("ab", [7]) == {"requestId": "ab", "packet": 7}
+
+
+@pytest.mark.parametrize("value", [object(), {1, 2}, 2**64, 1j])
+def test_what_msgpack_has_no_form_for_is_refused(value: object) -> None:
+    with pytest.raises(PayloadNotEncodable):
+        encode(MessageType.SERVER_SIDE_EMIT, UID, "/", {"packet": ["e", value]})
+
+
+def test_a_message_that_cannot_be_encoded_leaves_nothing_in_the_next_one() -> None:
+    data = {"packet": ["e", 1]}
+    before = encode(MessageType.SERVER_SIDE_EMIT, UID, "/", data)
+    with pytest.raises(PayloadNotEncodable):
+        encode(MessageType.SERVER_SIDE_EMIT, UID, "/", {"packet": ["e", "x" * 1000, object()]})
+    assert encode(MessageType.SERVER_SIDE_EMIT, UID, "/", data) == before
+
+
+def test_a_structure_without_end_is_refused() -> None:
+    loop: list[Any] = []
+    loop.append(loop)
+    with pytest.raises(PayloadNotEncodable):
+        encode(MessageType.SERVER_SIDE_EMIT, UID, "/", {"packet": ["e", loop]})
+
+
+# ---------------------------------------------------------------------- Node servers
+
+
+@pytest.mark.parametrize("vector", VECTORS, ids=lambda vector: f"{vector['name']} {vector['direction']}")
+def test_recorded_messages_of_node_servers_are_understood(vector: dict[str, str]) -> None:
+    data = bytes.fromhex(vector["hex"])
+    assert data[0] == 0x01
+    value = msgpack.unpackb(data[1:], strict_map_key=False)
+    found = parse(value)
+    assert found.type.name == vector["name"]
+    assert (found.uid, found.nsp) == (value["uid"], value["nsp"])
+
+
+def test_messages_are_written_in_the_key_order_of_node_servers() -> None:
+    assert list(msgpack.unpackb(encode(MessageType.SERVER_SIDE_EMIT, UID, "/", {"packet": ["e"]}))) == [
+        "type",
+        "data",
+        "uid",
+        "nsp",
+    ]
+
+
+# ---------------------------------------------------------------------- junk
+
+scalars = st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats() | st.text() | st.binary()
+junk = st.recursive(
+    scalars,
+    lambda values: st.lists(values, max_size=6) | st.dictionaries(st.text(max_size=3), values, max_size=4),
+    max_leaves=6,
+)
+shaped = st.dictionaries(
+    st.sampled_from(["opts", "rooms", "except", "packet", "encoded", "requestId", "sockets", "clientCount", "args"]),
+    junk | st.dictionaries(st.sampled_from(["rooms", "except", "flags", "type", "data"]), scalars, max_size=4),
+    max_size=4,
+)
+
+
+@given(junk)
+@settings(max_examples=200)
+def test_junk_is_a_message_error(value: object) -> None:
+    with pytest.raises(MessageError):
+        parse(value)
+
+
+@given(st.integers(-1, 15), shaped | junk)
+@settings(max_examples=200)
+def test_shaped_junk_is_a_message_or_a_message_error(kind: int, data: object) -> None:
+    try:
+        found = parse(message(kind, data))
+    except MessageError:
+        return
+    assert found.type == kind
