@@ -12,13 +12,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from .errors import ConfigError
-from .protocol.address import is_loopback, parse_address
+from .protocol.address import parse_address
 from .protocol.frames import MAX_ADDRESS_CHARS
+from .protocol.tokens import check_bind, check_tokens, default_host
 
-__all__ = ["MAX_TOKENS", "MIN_TOKEN_CHARS", "MeshConfig", "check_bind", "check_tokens"]
+__all__ = ["MeshConfig"]
 
-MIN_TOKEN_CHARS = 16
-MAX_TOKENS = 4
 MAX_CHANNEL_CHARS = 128
 MIN_THRESHOLD_BYTES = 64 * 1024
 MAX_THRESHOLD_BYTES = 64 * 1024 * 1024
@@ -82,7 +81,7 @@ class MeshConfig:
         """
         environ = os.environ if environ is None else environ
         tokens = check_tokens(_several(auth_token, environ.get("MESH_AUTH_TOKEN")))
-        host = ws_host if ws_host is not None else ("0.0.0.0" if tokens else "127.0.0.1")
+        host = default_host(tokens) if ws_host is None else ws_host
         if not write_only:
             check_bind("ws_host", host, tokens, allow_anonymous)
         _check_times(heartbeat_interval, heartbeat_timeout, resume_window, callback_timeout)
@@ -119,37 +118,6 @@ class MeshConfig:
             channel=channel,
             write_only=write_only,
             callback_timeout=callback_timeout,
-        )
-
-
-def check_tokens(tokens: Sequence[str]) -> tuple[str, ...]:
-    """Return the tokens if all are long enough.
-
-    Raises:
-        ConfigError: one is too short, or there are too many.
-    """
-    if len(tokens) > MAX_TOKENS:
-        raise ConfigError(f"at most {MAX_TOKENS} tokens are valid at once, not {len(tokens)}")
-    for token in tokens:
-        if len(token) < MIN_TOKEN_CHARS:
-            raise ConfigError(
-                f"an auth token needs at least {MIN_TOKEN_CHARS} characters; make one with: "
-                'python -c "import secrets; print(secrets.token_urlsafe(32))"'
-            )
-    return tuple(tokens)
-
-
-def check_bind(option: str, host: str, tokens: Sequence[str], allow_anonymous: bool) -> None:
-    """Refuse to listen beyond this machine when anybody could join.
-
-    Raises:
-        ConfigError: `host` is not a loopback address and there is no token.
-    """
-    if not tokens and not allow_anonymous and not is_loopback(host):
-        raise ConfigError(
-            f"{option}={host!r} can be reached from other machines, and without a token anybody could join: "
-            "set auth_token (or MESH_AUTH_TOKEN) on every node and on discovery, "
-            "or allow_anonymous=True if the network itself keeps strangers out"
         )
 
 

@@ -5,14 +5,19 @@ it in a master that never serves. Waiting for the first client would be too late
 would reach no other node. What all ways of serving with gevent have in common is `gevent.baseserver.BaseServer.start`
 (``socketio.run``, ``pywsgi.WSGIServer``, both kinds of gunicorn worker): there waiting managers are started.
 
+The server's sockets get TCP_NODELAY on that occasion (accepted ones inherit it): pywsgi leaves Nagle's algorithm on,
+and with it the second of two packets to a client waits for the client's delayed acknowledgement, about 40 ms.
+
 A fork leaves the child with copies of the parent's sockets. They are given up there, and the child starts as a new node
 when it begins to serve.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
+import socket
 import weakref
 from typing import Any, Protocol
 
@@ -55,6 +60,8 @@ def _hook() -> None:
         for manager in list(_watched):
             manager.serving()
         original(self)
+        with contextlib.suppress(OSError, AttributeError):  # not TCP, or no socket at all
+            self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
     BaseServer.start = start
     os.register_at_fork(after_in_child=_after_fork)

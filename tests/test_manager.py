@@ -96,7 +96,7 @@ class TestServer:
     @pytest.mark.parametrize("mode", ["threading", "gevent_uwsgi", "eventlet"])
     def test_other_async_modes_are_refused_with_a_mend(self, manager: GeventMeshManager, mode: str) -> None:
         class Server:
-            class eio:  # noqa: N801  # the attribute of a server
+            class eio:  # the attribute of a server
                 async_mode = mode
 
         with pytest.raises(ConfigError, match="gevent"):
@@ -248,6 +248,14 @@ class TestJoining:
         try:
             assert clustered.mesh is not None
             assert clustered.mesh.port > 0
+        finally:
+            server.stop()
+
+    def test_clients_do_not_wait_for_delayed_acknowledgements(self, manager: GeventMeshManager) -> None:
+        server = self._server(manager)
+        server.start()
+        try:
+            assert server.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
         finally:
             server.stop()
 

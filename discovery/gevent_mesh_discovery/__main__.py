@@ -18,22 +18,15 @@ from gevent.event import Event
 
 from gevent_mesh.errors import ConfigError, StartError
 from gevent_mesh.net.listener import Listener
+from gevent_mesh.protocol.tokens import check_tokens, default_host
 
 from .app import DiscoveryServer
 
 __all__ = ["main"]
 
-_MIN_TOKEN_CHARS = 16
-_MAX_TOKENS = 4
-
 
 def _tokens(_context: click.Context, _option: click.Parameter, value: str | None) -> tuple[str, ...]:
-    tokens = tuple(token.strip() for token in (value or "").split(",") if token.strip())
-    if len(tokens) > _MAX_TOKENS:
-        raise click.BadParameter(f"at most {_MAX_TOKENS} tokens are valid at once, not {len(tokens)}")
-    if any(len(token) < _MIN_TOKEN_CHARS for token in tokens):
-        raise click.BadParameter(f"a token needs at least {_MIN_TOKEN_CHARS} characters")
-    return tokens
+    return check_tokens([token.strip() for token in (value or "").split(",") if token.strip()])
 
 
 @click.command(name="gevent-mesh-discovery", context_settings={"help_option_names": ["-h", "--help"]})
@@ -81,9 +74,7 @@ def command(
     logging.basicConfig(
         level=log_level.upper(), stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
-    server = DiscoveryServer(
-        host or ("0.0.0.0" if tokens else "127.0.0.1"), port, tokens=tokens, allow_anonymous=allow_anonymous
-    )
+    server = DiscoveryServer(host or default_host(tokens), port, tokens=tokens, allow_anonymous=allow_anonymous)
     metrics = None if metrics_port is None else _metrics(server, metrics_host, metrics_port)
     _serve(server, metrics, "token required" if tokens else "no token")
 

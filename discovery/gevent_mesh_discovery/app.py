@@ -25,11 +25,11 @@ from typing import Any
 import gevent
 from gevent.event import Event
 
-from gevent_mesh.errors import ConfigError, MessageError, WebSocketError
+from gevent_mesh.errors import MessageError, WebSocketError
 from gevent_mesh.net.listener import Listener, StrangerLimits, StrangerTicket
 from gevent_mesh.net.transport import Transport
 from gevent_mesh.protocol import discovery as wire
-from gevent_mesh.protocol.address import is_loopback
+from gevent_mesh.protocol.tokens import check_bind
 from gevent_mesh.protocol.websocket import FrameDecoder, Opcode, close_payload, frame
 
 from .registry import Change, Registry, Rejected
@@ -91,12 +91,7 @@ class DiscoveryServer:
         max_members: int = 10_000,
         limits: StrangerLimits = _LIMITS,
     ) -> None:
-        if not tokens and not allow_anonymous and not is_loopback(host):
-            raise ConfigError(
-                f"host {host!r} can be reached from other machines, and without a token anybody could register: "
-                "set MESH_AUTH_TOKEN, or allow anonymous members (MESH_ALLOW_ANONYMOUS=1) if the network itself "
-                "keeps strangers out"
-            )
+        check_bind("host", host, tokens, allow_anonymous)
         self.counters = Counters()
         self.instance = secrets.token_hex(8)
         self._tokens = tuple(tokens)

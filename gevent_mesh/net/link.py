@@ -26,6 +26,7 @@ from ..protocol.link import Claimed, Event, Identity, Left, LinkProtocol, Lost, 
 from ..protocol.messages import ClusterMessage
 from ..protocol.peers import Peer
 from .listener import StrangerTicket
+from .pause import give_way
 from .transport import Transport
 
 __all__ = ["Link", "LinkOwner"]
@@ -149,7 +150,7 @@ class Link:
             for event in protocol.receive(data, monotonic()):
                 self._handle(event)
                 if monotonic() > slice_ends:
-                    gevent.sleep(0)
+                    give_way()
                     slice_ends = monotonic() + SLICE_SECONDS
             self._after_receive()
 

@@ -93,7 +93,8 @@ class Mesh:
         self.address = config.address
         self.codec = codec
         self.counters = Counters()
-        self.table = PeerTable(uid, random.Random(secrets.randbits(64)), config.resume_window, config.outbox_bytes)
+        rng = random.Random(secrets.randbits(64))
+        self.table = PeerTable(uid, rng, config.resume_window, config.outbox_bytes, unlisted=config.write_only)
         self._on_message = on_message
         self._on_sweep = on_sweep
         self._client_count = client_count

@@ -5,8 +5,8 @@ Rules:
 - A message is one bytes object, shared by all outboxes.
 - A loop that publishes without a pause starves nobody: it gives way to the writers when much is unsent, and waits for
   peers that are behind as long as they keep moving (`Patience`).
-- An outbox that would overflow while its link is up belongs to a slow consumer: the link is cut. From then on the oldest
-  messages make room, and are counted when the link is back.
+- An outbox that would overflow while its link is up belongs to a slow consumer: the link is cut. From then on the
+  oldest messages make room, and are counted when the link is back.
 - What is published before the first roster has come is kept for whoever becomes known until then.
 """
 
@@ -26,6 +26,7 @@ from ..protocol.flow import Patience
 from ..protocol.membership import Change
 from ..protocol.peers import Peer, PeerTable
 from .link import Link
+from .pause import give_way
 
 __all__ = ["Counters", "Outboxes"]
 
@@ -135,7 +136,7 @@ class Outboxes:
     def _give_way(self) -> None:
         if gevent.getcurrent() is gevent.get_hub():
             return
-        gevent.sleep(0)
+        give_way()
         while behind := self._worth_waiting_for():
             started = monotonic()
             self._wait_for_relief(RELIEF_SECONDS)

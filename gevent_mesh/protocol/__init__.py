@@ -12,6 +12,9 @@ arguments, decisions and events are results. So every rule can be tested by the 
 `link`             one connection: puts the five above together; bytes in, events out
 `membership`       states of peers, roster union, who dials, backoff
 `peers`            sessions and links of all peers: exactly one link for each pair
-`address`          what a node's address may look like
+`flow`             how long a sender waits for a peer that is behind
+`discovery`        the wire between a node and a discovery server
+`address`          what an address may look like
+`tokens`           what a shared secret must be, and where one may listen without one
 =================  ====================================================================
 """

@@ -499,11 +499,15 @@ def _unpack_all(body: memoryview) -> Iterator[object]:
         raw=False, strict_map_key=False, max_buffer_size=len(body), read_size=len(body), use_list=True
     )
     unpacker.feed(body)
+    end = 0
     try:
-        yield from unpacker
+        for value in unpacker:
+            end = unpacker.tell()
+            yield value
     except (ValueError, TypeError, msgpack.UnpackException) as exc:  # TypeError: a map key that cannot be hashed
         raise FrameError(f"undecodable messages in a BATCH: {exc}") from exc
-    if unpacker.tell() != len(body):
+    # (After the last value `tell` also counts the bytes of one that is not complete.)
+    if end != len(body):
         raise FrameError("the last message of a BATCH is cut off")
 
 

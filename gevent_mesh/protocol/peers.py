@@ -69,19 +69,21 @@ class PeerTable:
         rng: jitter, and the names of streams.
         resume_window: seconds that a session survives without a link.
         outbox_bytes: the limit of each outbox.
+        unlisted: see `Membership`.
     """
 
     uid: str
     rng: random.Random
     resume_window: float = 30.0
     outbox_bytes: int = 16 * 1024 * 1024
+    unlisted: bool = False
     abandoned: int = 0
     """Messages for peers that left, or were given up for good, that nobody will ever acknowledge."""
     members: Membership = field(init=False)
     _peers: dict[str, Peer] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.members = Membership(self.uid, self.resume_window)
+        self.members = Membership(self.uid, self.resume_window, self.unlisted)
 
     def __iter__(self) -> Iterator[Peer]:
         return iter(self._peers.values())

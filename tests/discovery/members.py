@@ -62,6 +62,11 @@ class _Member:
         self.pings = 0
         self.closed_with = b""
 
+    def __del__(self) -> None:
+        # Many tests look at a member only while it is there.
+        with contextlib.suppress(AttributeError):
+            self._sock.close()
+
     def receive(self, seconds: float = _SECONDS) -> bytes:
         """The next binary message. PINGs are answered."""
         with gevent.Timeout(seconds, AssertionError(f"no message within {seconds} s")):

@@ -30,6 +30,7 @@ class Connection:
     def __init__(self, route: Route, near: socket.socket, far: socket.socket) -> None:
         self._route = route
         self._sides = (near, far)
+        self._fuse, route.fuse = route.fuse, None
         self._pumps = [gevent.spawn(self._pump, near, far), gevent.spawn(self._pump, far, near)]
 
     def serve(self) -> None:
@@ -50,10 +51,19 @@ class Connection:
             if pump is not gevent.getcurrent():
                 pump.kill(block=False)
 
+    def _burns(self, size: int) -> bool:
+        if self._fuse is not None:
+            self._fuse -= size
+        return self._fuse is not None and self._fuse <= 0
+
     def _pump(self, source: socket.socket, sink: socket.socket) -> None:
         try:
             while data := source.recv(_CHUNK_BYTES):
                 self._route.open.wait()
+                if self._burns(len(data)):
+                    self._route.resets += 1
+                    self.end(reset=True)
+                    return
                 sink.sendall(data)
                 self._route.bytes += len(data)
         except OSError:
@@ -68,6 +78,8 @@ class Route:
         self.bytes = 0
         self.resets = 0
         self.accepted = 0
+        self.fuse: int | None = None
+        """After so many bytes the next connection is reset."""
         self.open = Event()
         self.open.set()
         self.connections: set[Connection] = set()
@@ -128,13 +140,16 @@ class Control:
         self._routes[port].open.set()
 
     def start_resets(self, count: int, low: float, high: float, seed: int) -> None:
-        """Reset `count` connections, one moment of all routes at a time, `low` to `high` seconds apart."""
+        """Reset `count` connections, `low` to `high` seconds apart: most while they are in use, some while they are made."""
         self._resetter = gevent.spawn(self._reset_often, count, random.Random(seed), low, high)
 
     def _reset_often(self, count: int, rng: random.Random, low: float, high: float) -> None:
         while self._resets() < count:
             gevent.sleep(rng.uniform(low, high))
             for route in self._routes.values():
+                # A handshake has about 1,500 bytes; the last of them are those that carry the first events.
+                if rng.random() < 0.2:
+                    route.fuse = rng.randrange(1, 3000)
                 route.reset()
 
     def _resets(self) -> int:

@@ -364,6 +364,7 @@ class TestLimits:
             while True:
                 transport.send(b"x")
                 gevent.sleep(0.01)
+        transport.abort()
         assert listener.strangers_cut == {"too slow": 1}
         eventually(lambda: owner.open == 0)
 
@@ -465,6 +466,7 @@ class TestLimits:
         friend, victim = befriend(listener), dial(url(listener))
         victim.send(b"crash")
         assert victim.recv() == b""
+        victim.abort()
         assert "a bug of the owner" in caplog.text
         friend.send(b"x")
         assert friend.recv() == b"x"
@@ -542,6 +544,8 @@ class TestStartAndStop:
         listener.stop()
         assert upgraded.recv() == b""
         assert read_all(silent) == b""
+        upgraded.abort()
+        silent.close()
         friend.send(b"x")
         assert friend.recv() == b"x"
         friend.abort()
@@ -550,7 +554,8 @@ class TestStartAndStop:
 
     def test_the_port_is_free_again_after_stop(self, start: Start) -> None:
         listener = start()
-        befriend(listener)
+        before = befriend(listener)
         listener.stop()
         again = start(port=listener.port)
         befriend(again).abort()
+        before.abort()

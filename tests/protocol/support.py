@@ -7,9 +7,9 @@ from typing import Any
 
 from gevent_mesh.errors import RemoteError
 from gevent_mesh.protocol import messages
-from gevent_mesh.protocol.frames import NONCE_BYTES, Frame, SessionState, decode_frame, encode_frame
+from gevent_mesh.protocol.frames import NONCE_BYTES, Frame, decode_frame, encode_frame
 from gevent_mesh.protocol.handshake import Keys
-from gevent_mesh.protocol.link import Claimed, Event, Identity, LinkProtocol, Proven
+from gevent_mesh.protocol.link import Event, Identity, LinkProtocol, Proven
 from gevent_mesh.protocol.messages import ClusterMessage, MessageType
 from gevent_mesh.protocol.session import Session
 from gevent_mesh.protocol.websocket import FrameDecoder, Opcode, frame
@@ -90,7 +90,7 @@ def dialer(
     **identity: Any,
 ) -> Side:
     """The side that says HELLO."""
-    its_session = session or Session(b"dialdial", limit_bytes=1 << 20)
+    its_session = Session(b"dialdial", limit_bytes=1 << 20) if session is None else session
     protocol = LinkProtocol(
         Identity(uid, f"ws://{uid}:4000", **identity), keys, nonce=b"d" * NONCE_BYTES, now=now,
         target=target, session=its_session.state(),
@@ -102,7 +102,7 @@ def listener(
     uid: str = HIGH, *, keys: Keys = KEYS, session: Session | None = None, now: float = 0.0, **identity: Any
 ) -> Side:
     """The side that waits for HELLO."""
-    its_session = session or Session(b"listlist", limit_bytes=1 << 20)
+    its_session = Session(b"listlist", limit_bytes=1 << 20) if session is None else session
     protocol = LinkProtocol(Identity(uid, f"ws://{uid}:4000", **identity), keys, nonce=b"l" * NONCE_BYTES, now=now)
     return Side(protocol, its_session)
 
@@ -154,12 +154,3 @@ def numbers(side: Side) -> list[int]:
     """The numbers of the events that came, in order."""
     return [found.data["packet"][1] for found in side.of_type(ClusterMessage)]
 
-
-def unknown_state(letter: str = "z") -> SessionState:
-    """What a side says that has never met us."""
-    return SessionState(letter.encode() * 8, b"", 0)
-
-
-def claims(side: Side) -> list[str]:
-    """The uids that dialers have claimed."""
-    return [found.uid for found in side.of_type(Claimed)]

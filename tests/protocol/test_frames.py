@@ -107,7 +107,7 @@ def test_the_largest_hello_is_small_enough_for_strangers() -> None:
 
 
 def test_the_largest_message_fits_into_a_frame() -> None:
-    assert frames.MAX_FRAME_BYTES >= 64 * 1024 * 1024 + len(batch_header(1, 0))
+    assert 64 * 1024 * 1024 + len(batch_header(1, 0)) <= frames.MAX_FRAME_BYTES
 
 
 # ---------------------------------------------------------------------- round trips
@@ -121,7 +121,8 @@ states = st.builds(
     SessionState, st.binary(min_size=8, max_size=8), st.just(b"") | st.binary(min_size=8, max_size=8), u64
 )
 nonces = st.binary(min_size=32, max_size=32)
-facts = st.dictionaries(st.text(chars, max_size=8), st.none() | st.booleans() | st.integers(0, 2**63) | names, max_size=4)
+fact = st.none() | st.booleans() | st.integers(0, 2**63) | names
+facts = st.dictionaries(st.text(chars, max_size=8), fact, max_size=4)
 every_frame: st.SearchStrategy[Frame] = st.one_of(
     st.builds(Hello, u64, uids, st.text(chars, max_size=256), st.just("") | uids, nonces, roles, names, names, states),
     st.builds(Challenge, u64, uids, st.text(chars, max_size=256), nonces, roles, names, names),
@@ -175,7 +176,7 @@ BAD_ADDRESS = ["x" * 257, b"ws://a:1", None, 1, ["ws://a:1"]]
 BAD_NAME = ["x" * 129, b"json", None, 1]
 BAD_BLOB = [b"", b"x" * 31, b"x" * 33, "x" * 32, None, 1, [1] * 32]
 BAD_ROLE = [*BAD_NUMBER, 2, 255]
-BAD_STATE = [
+BAD_STATE: list[Any] = [
     None, 1, {}, [], [b"stream-1"], [b"stream-1", b""],
     [b"short", b"", 0], [b"", b"", 0], ["stream-1", b"", 0],
     [b"stream-1", b"short", 0], [b"stream-1", "", 0], [b"stream-1", "stream-2", 0], [b"stream-1", None, 0],
@@ -194,6 +195,14 @@ BAD_FIELDS: dict[Kind, list[list[Any]]] = {
 }  # fmt: skip
 
 
+def _is_refused(data: bytes) -> bool:
+    try:
+        decode_frame(data)
+    except FrameError:
+        return True
+    return False
+
+
 @pytest.mark.parametrize("kind", ARRAYS)
 def test_every_wrong_field_is_refused(kind: Kind) -> None:
     valid = ARRAYS[kind]
@@ -201,9 +210,7 @@ def test_every_wrong_field_is_refused(kind: Kind) -> None:
     for position, bad_values in enumerate(BAD_FIELDS[kind]):
         for bad in bad_values:
             data = _wire(kind, [*valid[:position], bad, *valid[position + 1 :]])
-            with pytest.raises(FrameError):
-                decode_frame(data)
-                pytest.fail(f"{kind.name} field {position} took {bad!r}")
+            assert _is_refused(data), f"{kind.name} field {position} took {bad!r}"
 
 
 @pytest.mark.parametrize("kind", ARRAYS)
@@ -236,7 +243,7 @@ def test_bytes_behind_the_numbers_of_a_gap_are_ignored() -> None:
     assert decode_frame(encode_frame(Gap(9, 4)) + b"new") == Gap(9, 4)
 
 
-@pytest.mark.parametrize("frame", [Batch(1, 2, b""), Gap(1, 2), Heartbeat(1, {})], ids=lambda frame: type(frame).__name__)
+@pytest.mark.parametrize("frame", [Batch(1, 2, b""), Gap(1, 2), Heartbeat(1, {})], ids=["BATCH", "GAP", "HEARTBEAT"])
 def test_a_header_that_is_cut_off_is_refused(frame: Frame) -> None:
     data = encode_frame(frame)
     for size in range(1, len(data)):
@@ -244,7 +251,9 @@ def test_a_header_that_is_cut_off_is_refused(frame: Frame) -> None:
             decode_frame(data[:size])
 
 
-@pytest.mark.parametrize("status", [b"", b"\xc0", b"\x90", b"\x01", b"\x81\x01\x01", b"\x80\x80", b"\xc1", b"\x81\xa1a"])
+@pytest.mark.parametrize(
+    "status", [b"", b"\xc0", b"\x90", b"\x01", b"\x81\x01\x01", b"\x80\x80", b"\xc1", b"\x81\xa1a"]
+)
 def test_a_heartbeat_status_must_be_one_map_with_text_keys(status: bytes) -> None:
     with pytest.raises(FrameError):
         decode_frame(bytes((Kind.HEARTBEAT,)) + bytes(8) + status)

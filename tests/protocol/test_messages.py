@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +85,7 @@ VALID: list[tuple[MessageType, Any]] = [
     (MessageType.BROADCAST_ACK, {"requestId": "ab"}),
 ]
 
-BAD_ROOMS = [None, "room", 1, {}, {"room": 1}, [{}], [["a", {}]], [[[[{"b": 1}]]]]]
+BAD_ROOMS: list[Any] = [None, "room", 1, {}, {"room": 1}, [{}], [["a", {}]], [[[[{"b": 1}]]]]]
 BAD_OPTS: list[Any] = [
     None, [], "opts", 1, {}, {"rooms": []}, {"except": []},
     *({"rooms": rooms, "except": []} for rooms in BAD_ROOMS),
@@ -94,35 +95,44 @@ BAD_OPTS: list[Any] = [
 BAD_ID: list[Any] = [None, "", "a" * 65, 1, b"ab", [], {}]
 BAD_EVENT: list[Any] = [None, [], "event", [1], [None, "event"], [b"event"], {"0": "event"}, 1]
 
+def cases(kind: MessageType, make: Callable[[Any], Any], *values: Any) -> list[tuple[MessageType, Any]]:
+    """One message for each value."""
+    return [(kind, make(value)) for value in values]
+
+
+T = MessageType
+WITH_DATA = [kind for kind in MessageType if kind not in (T.INITIAL_HEARTBEAT, T.HEARTBEAT, T.ADAPTER_CLOSE)]
+BAD_OPTIONAL_ID = [bad for bad in BAD_ID if bad is not None]
+
+NO_DATA: list[Any] = [None, [], "data", 1, b""]
+
 INVALID: list[tuple[MessageType, Any]] = [
-    *((kind, None) for kind in MessageType if kind not in (1, 2, 13)),
-    *((kind, bad) for kind in MessageType if kind not in (1, 2, 13) for bad in ([], "data", 1, b"")),
-    *((MessageType.BROADCAST, {"opts": opts, "packet": PACKET}) for opts in BAD_OPTS),
-    *((MessageType.BROADCAST, {"opts": OPTS, "packet": {"type": 2, "data": bad}}) for bad in BAD_EVENT),
-    *((MessageType.BROADCAST, {"opts": OPTS, "packet": {"type": bad, "data": ["e"]}}) for bad in (None, 0, 3, 5, "2")),
-    *((MessageType.BROADCAST, {"opts": OPTS, "packet": bad}) for bad in (None, [], "2[]", 1, {}, {"type": 2})),
-    *((MessageType.BROADCAST, {"opts": OPTS, "encoded": bad}) for bad in ([], "2[]", b"", {}, 1, [1], ["a", None])),
-    *((MessageType.BROADCAST, {"opts": OPTS, "packet": PACKET, "requestId": bad}) for bad in BAD_ID if bad is not None),
-    (MessageType.BROADCAST, {"opts": OPTS, "encoded": ["2[]"], "requestId": "ab"}),
-    (MessageType.BROADCAST, {"packet": PACKET}),
-    *((kind, {"opts": opts, "rooms": []}) for kind in (4, 5) for opts in BAD_OPTS),
-    *((kind, {"opts": OPTS, "rooms": rooms}) for kind in (4, 5) for rooms in BAD_ROOMS),
-    *((MessageType.DISCONNECT_SOCKETS, {"opts": opts, "close": True}) for opts in BAD_OPTS),
-    *((MessageType.DISCONNECT_SOCKETS, {"opts": OPTS, "close": bad}) for bad in (None, 1, "true", [])),
-    *((MessageType.FETCH_SOCKETS, {"opts": opts, "requestId": "ab"}) for opts in BAD_OPTS),
-    *((MessageType.FETCH_SOCKETS, {"opts": OPTS, "requestId": bad}) for bad in BAD_ID),
-    *((MessageType.FETCH_SOCKETS_RESPONSE, {"requestId": bad, "sockets": []}) for bad in BAD_ID),
-    *((MessageType.FETCH_SOCKETS_RESPONSE, {"requestId": "ab", "sockets": bad}) for bad in (None, {}, "", 1, [1], [[]])),
-    *((MessageType.SERVER_SIDE_EMIT, {"packet": bad}) for bad in BAD_EVENT),
-    *((MessageType.SERVER_SIDE_EMIT, {"packet": ["e"], "requestId": bad}) for bad in BAD_ID if bad is not None),
-    *((MessageType.SERVER_SIDE_EMIT_RESPONSE, {"requestId": bad, "packet": 1}) for bad in BAD_ID),
-    *((MessageType.BROADCAST_CLIENT_COUNT, {"requestId": bad, "clientCount": 1}) for bad in BAD_ID),
-    *(
-        (MessageType.BROADCAST_CLIENT_COUNT, {"requestId": "ab", "clientCount": bad})
-        for bad in (None, -1, 1.0, True, "1", [])
-    ),
-    *((MessageType.BROADCAST_ACK, {"requestId": bad, "packet": 1}) for bad in BAD_ID),
-    *((MessageType.BROADCAST_ACK, {"requestId": "ab", "args": bad}) for bad in (None, {}, "ab", 1)),
+    *((kind, bad) for kind in WITH_DATA for bad in NO_DATA),
+    *cases(T.BROADCAST, lambda bad: {"opts": bad, "packet": PACKET}, *BAD_OPTS),
+    *cases(T.BROADCAST, lambda bad: {"opts": OPTS, "packet": {"type": 2, "data": bad}}, *BAD_EVENT),
+    *cases(T.BROADCAST, lambda bad: {"opts": OPTS, "packet": {"type": bad, "data": ["e"]}}, None, 0, 3, 5, "2"),
+    *cases(T.BROADCAST, lambda bad: {"opts": OPTS, "packet": bad}, None, [], "2[]", 1, {}, {"type": 2}),
+    *cases(T.BROADCAST, lambda bad: {"opts": OPTS, "encoded": bad}, [], "2[]", b"", {}, 1, [1], ["a", None]),
+    *cases(T.BROADCAST, lambda bad: {"opts": OPTS, "packet": PACKET, "requestId": bad}, *BAD_OPTIONAL_ID),
+    (T.BROADCAST, {"opts": OPTS, "encoded": ["2[]"], "requestId": "ab"}),
+    (T.BROADCAST, {"packet": PACKET}),
+    *cases(T.SOCKETS_JOIN, lambda bad: {"opts": bad, "rooms": []}, *BAD_OPTS),
+    *cases(T.SOCKETS_LEAVE, lambda bad: {"opts": bad, "rooms": []}, *BAD_OPTS),
+    *cases(T.SOCKETS_JOIN, lambda bad: {"opts": OPTS, "rooms": bad}, *BAD_ROOMS),
+    *cases(T.SOCKETS_LEAVE, lambda bad: {"opts": OPTS, "rooms": bad}, *BAD_ROOMS),
+    *cases(T.DISCONNECT_SOCKETS, lambda bad: {"opts": bad, "close": True}, *BAD_OPTS),
+    *cases(T.DISCONNECT_SOCKETS, lambda bad: {"opts": OPTS, "close": bad}, None, 1, "true", []),
+    *cases(T.FETCH_SOCKETS, lambda bad: {"opts": bad, "requestId": "ab"}, *BAD_OPTS),
+    *cases(T.FETCH_SOCKETS, lambda bad: {"opts": OPTS, "requestId": bad}, *BAD_ID),
+    *cases(T.FETCH_SOCKETS_RESPONSE, lambda bad: {"requestId": bad, "sockets": []}, *BAD_ID),
+    *cases(T.FETCH_SOCKETS_RESPONSE, lambda bad: {"requestId": "ab", "sockets": bad}, None, {}, "", 1, [1], [[]]),
+    *cases(T.SERVER_SIDE_EMIT, lambda bad: {"packet": bad}, *BAD_EVENT),
+    *cases(T.SERVER_SIDE_EMIT, lambda bad: {"packet": ["e"], "requestId": bad}, *BAD_OPTIONAL_ID),
+    *cases(T.SERVER_SIDE_EMIT_RESPONSE, lambda bad: {"requestId": bad, "packet": 1}, *BAD_ID),
+    *cases(T.BROADCAST_CLIENT_COUNT, lambda bad: {"requestId": bad, "clientCount": 1}, *BAD_ID),
+    *cases(T.BROADCAST_CLIENT_COUNT, lambda bad: {"requestId": "ab", "clientCount": bad}, None, -1, 1.0, True, "1"),
+    *cases(T.BROADCAST_ACK, lambda bad: {"requestId": bad, "packet": 1}, *BAD_ID),
+    *cases(T.BROADCAST_ACK, lambda bad: {"requestId": "ab", "args": bad}, None, {}, "ab", 1),
 ]
 
 
@@ -158,7 +168,7 @@ def test_invalid_shapes_are_refused(kind: MessageType, data: Any) -> None:
         {"type": 2, "uid": 1, "nsp": "/"},
         {"type": 2, "uid": UID.encode(), "nsp": "/"},
         {"type": 2, "uid": UID, "nsp": None},
-        *(message(kind) for kind in (0, 14, -1, None, "2", 2.0, True, [2], {})),
+        *map(message, (0, 14, -1, None, "2", 2.0, True, [2], {})),
     ],
 )
 def test_what_is_no_message_at_all_is_refused(value: object) -> None:

@@ -361,38 +361,42 @@ def test_a_gap_cannot_count_more_than_its_numbers_allow() -> None:
     assert (session.received, session.received_lost) == (5, 2)
 
 
+def owed(session: Session) -> tuple[bool, bool]:
+    """Whether an acknowledgement is owed at all, and at once."""
+    return session.owes_ack, session.owes_ack_now
+
+
 def test_an_acknowledgement_is_owed_for_what_was_received() -> None:
     session = attached()
-    assert not session.owes_ack
+    assert owed(session) == (False, False)
     session.received += 1
-    assert session.owes_ack
-    assert not session.owes_ack_now
+    assert owed(session) == (True, False)
     assert session.acknowledgement() == 1
-    assert not session.owes_ack
+    assert owed(session) == (False, False)
 
 
 def test_it_is_owed_at_once_after_many_messages() -> None:
     session = attached()
     session.received = ACK_EVERY_MESSAGES - 1
-    assert not session.owes_ack_now
+    assert not owed(session)[1]
     session.received += 1
-    assert session.owes_ack_now
+    assert owed(session) == (True, True)
     session.acknowledgement()
-    assert not session.owes_ack_now
+    assert not owed(session)[1]
 
 
 def test_it_is_owed_at_once_after_many_bytes() -> None:
     session = attached()
     session.note_received(ACK_EVERY_BYTES)
-    assert not session.owes_ack_now, "nothing new came"
+    assert owed(session) == (False, False), "nothing new came"
     session.received += 1
-    assert session.owes_ack_now
+    assert owed(session) == (True, True)
     session.acknowledgement()
     session.received += 1
     session.note_received(ACK_EVERY_BYTES - 1)
-    assert not session.owes_ack_now
+    assert not owed(session)[1]
     session.note_received(1)
-    assert session.owes_ack_now
+    assert owed(session) == (True, True)
 
 
 def test_the_state_that_makes_a_link_is_an_acknowledgement_too() -> None:
@@ -401,9 +405,9 @@ def test_the_state_that_makes_a_link_is_an_acknowledgement_too() -> None:
     session.note_received(ACK_EVERY_BYTES)
     session.detach()
     session.attach(knows(0))
-    assert not session.owes_ack
+    assert owed(session) == (False, False)
     session.received += 1
-    assert not session.owes_ack_now
+    assert not owed(session)[1]
 
 
 def test_acknowledgements_come_often_enough() -> None:

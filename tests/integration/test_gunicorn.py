@@ -1,0 +1,183 @@
+"""A Flask-SocketIO application under what people serve it with: gunicorn, `socketio.run`, and not `flask run`."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from typing import Any
+
+import psutil
+import pytest
+
+from tests.integration.clients import Client, clients_closed
+from tests.integration.processes import Discovery, Fleet, Process, fleet
+from tests.integration.programs import gone
+from tests.support import eventually
+
+pytestmark = pytest.mark.integration
+
+APP = "tests.integration.flask_app"
+WORKER = "geventwebsocket.gunicorn.workers.GeventWebSocketWorker"
+GRACEFUL_SECONDS = 1
+
+
+@pytest.fixture
+def ships() -> Iterator[Fleet]:
+    with fleet() as started:
+        yield started
+
+
+@pytest.fixture
+def clients() -> Iterator[list[Client]]:
+    with clients_closed([]) as opened:
+        yield opened
+
+
+class Server:
+    """An address that one or several processes serve."""
+
+    def __init__(self, process: Process, pattern: str) -> None:
+        self.process = process
+        self.url = f"http://127.0.0.1:{process.wait_for(pattern)[1]}"
+
+    def get(self, path: str) -> dict[str, Any]:
+        with urllib.request.urlopen(self.url + path, timeout=10) as answer:
+            found: dict[str, Any] = json.load(answer)
+        return found
+
+    def workers(self, count: int, peers: int) -> dict[int, str]:
+        """Wait until so many workers have answered that have so many links each: uids by process id."""
+        ready: dict[int, str] = {}
+
+        def look() -> bool:
+            state = self.get("/state")
+            if len(state["alive"]) == peers:
+                ready[state["pid"]] = state["uid"]
+            else:
+                ready.clear()
+            return len(ready) == count
+
+        eventually(look, 20)
+        return ready
+
+
+def gunicorn(ships: Fleet, discovery: Discovery, *options: str, name: str = "gunicorn") -> Server:
+    command = [
+        sys.executable, "-m", "gunicorn", "-k", WORKER, "-b", "127.0.0.1:0", "--no-control-socket",
+        "--graceful-timeout", str(GRACEFUL_SECONDS), *options, f"{APP}:app",
+    ]  # fmt: skip
+    if not _knows_control_socket():
+        command.remove("--no-control-socket")
+    variables = {"MESH_DISCOVERY": discovery.url, "MESH_PORT": "0"}
+    return Server(ships.program(name, command, **variables), r"Listening at: http://127\.0\.0\.1:(\d+)")
+
+
+def _knows_control_socket() -> bool:
+    from gunicorn.config import KNOWN_SETTINGS
+
+    return any(setting.name == "control_socket_disable" for setting in KNOWN_SETTINGS)
+
+
+def on_every_worker(server: Server, pids: set[int], clients: list[Client]) -> dict[int, Client]:
+    """Connect until each of these processes has a client: whoever accepts first gets it."""
+    found: dict[int, Client] = {}
+    for _ in range(60):
+        client = Client(server.url)
+        clients.append(client)
+        found.setdefault(client.call("where"), client)
+        if found.keys() >= pids:
+            return found
+    raise AssertionError(f"clients reached {found.keys()} of {pids}")
+
+
+def ends(server: Server, seconds: float) -> float:
+    """Ask it to end; returns how long that took."""
+    began = time.monotonic()
+    server.process.signal(signal.SIGTERM)
+    assert server.process.wait(seconds) == 0
+    return time.monotonic() - began
+
+
+def test_two_instances_with_one_worker_each(ships: Fleet, clients: list[Client]) -> None:
+    discovery = ships.discovery()
+    servers = [gunicorn(ships, discovery, "-w", "1", name=f"gunicorn-{n}") for n in (1, 2)]
+    for server in servers:
+        server.workers(1, peers=1)
+        clients.append(Client(server.url))
+    servers[0].get("/emit/event/0/100")
+    for client in clients:
+        assert client.wait_for("event", count=100) == [(number,) for number in range(100)]
+    clients[1].io.emit("say", "hello")
+    assert clients[0].wait_for("said") == [("hello",)]
+    # With clients that stay, it takes the time that it was given, and not more.
+    assert ends(servers[0], GRACEFUL_SECONDS + 5) < GRACEFUL_SECONDS + 4
+    eventually(lambda: servers[1].get("/state")["alive"] == [])
+    assert "Traceback" not in servers[0].process.output
+
+
+@pytest.mark.parametrize("options", [[], ["--preload"]], ids=["", "preload"])
+def test_workers_of_one_instance_form_a_mesh(ships: Fleet, clients: list[Client], options: list[str]) -> None:
+    server = gunicorn(ships, ships.discovery(), "-w", "3", *options)
+    workers = server.workers(3, peers=2)
+    assert len(set(workers.values())) == 3
+    master = psutil.Process(server.process.pid)
+    assert workers.keys() == {child.pid for child in master.children()}
+    connections = [connection for connection in master.net_connections() if connection.status != psutil.CONN_LISTEN]
+    assert connections == []
+    assert len(master.net_connections()) == 1
+
+    found = on_every_worker(server, set(workers), clients)
+    server.get("/emit/event/0/50")
+    for client in clients:
+        assert client.wait_for("event", count=50) == [(number,) for number in range(50)]
+    found[min(workers)].io.emit("say", "hello")
+    for pid, client in found.items():
+        if pid != min(workers):
+            assert client.wait_for("said") == [("hello",)]
+
+    victim = max(workers)
+    os.kill(victim, signal.SIGKILL)
+    eventually(lambda: {child.pid for child in master.children()} - {victim} - workers.keys(), 10)
+    after = server.workers(3, peers=2)
+    assert victim not in after
+    assert after.items() - workers.items()
+    on_every_worker(server, set(after), clients)
+    server.get("/emit/again/0/50")
+    for client in clients:
+        if client.io.connected:
+            assert client.wait_for("again", count=50) == [(number,) for number in range(50)]
+    processes = [psutil.Process(pid) for pid in after]
+    assert ends(server, GRACEFUL_SECONDS + 5) < GRACEFUL_SECONDS + 4
+    eventually(lambda: gone(processes))
+
+
+def test_socketio_run_and_an_http_route_that_emits_at_once(ships: Fleet, clients: list[Client]) -> None:
+    """What a route emits while the mesh is still forming reaches the peers that the roster names."""
+    discovery = ships.discovery()
+    variables = {"MESH_DISCOVERY": discovery.url, "MESH_PORT": "0"}
+    command = [sys.executable, "-m", APP]
+    pattern = r'^\{"http_port": (\d+)\}'
+    old = Server(ships.program("old", command, **variables), pattern)
+    clients.append(Client(old.url))
+    for round_ in range(3):
+        new = Server(ships.program(f"new-{round_}", command, **variables), pattern)
+        at_first = new.get(f"/emit/early {round_}/0/20".replace(" ", "%20"))
+        new.workers(1, peers=round_ + 1)
+        new.get(f"/emit/early {round_}/20/20".replace(" ", "%20"))
+        assert clients[0].wait_for(f"early {round_}", count=40) == [(number,) for number in range(40)]
+        assert len(at_first["alive"]) <= round_ + 1
+    new.process.signal(signal.SIGINT)
+    assert new.process.wait(5) in (0, -signal.SIGINT, 130, 1)
+
+
+def test_flask_run_is_refused_with_a_text_that_says_what_to_do(ships: Fleet) -> None:
+    command = [sys.executable, "-m", "flask", "--app", APP, "run", "--port", "0"]
+    process = ships.program("flask run", command)
+    assert process.wait(20) != 0
+    assert re.search(r"ConfigError: .*flask run.*socketio\.run\(app\)", process.output), process.tail()
