@@ -26,6 +26,8 @@ STOP_DIALLING_SECONDS = 60.0
 """How long a peer that no roster names is dialled after its link went down."""
 FORGET_SECONDS = 600.0
 """How long the counters of a dead peer are kept, in case that it comes back with the same uid."""
+REMEMBER_GONE = 1024
+"""How many uids that said goodbye are remembered: a roster may name them for a moment longer."""
 
 
 class PeerState(str, Enum):
@@ -104,6 +106,7 @@ class Membership:
     unlisted: bool = False
     _members: dict[str, Member] = field(default_factory=dict)
     _rosters: dict[str, dict[str, str]] = field(default_factory=dict)
+    _gone: dict[str, None] = field(default_factory=dict)
 
     def __iter__(self) -> Iterator[Member]:
         return iter(list(self._members.values()))
@@ -148,7 +151,7 @@ class Membership:
         self._rosters[source] = dict(servers) if complete else {**known, **servers}
         changes = []
         for uid, address in servers.items():
-            if uid != self.our_uid:
+            if uid != self.our_uid and uid not in self._gone:
                 changes += self._named(uid, address, now)
         return changes
 
@@ -176,7 +179,7 @@ class Membership:
             and member.state is not PeerState.ALIVE
             and not self.is_listed(member.uid)
         ]
-        return [change for old in gone for change in self.left(old)]
+        return [change for old in gone for change in self._remove(old)]
 
     def link_up(self, uid: str, address: str, now: float) -> list[Change]:
         """A link to this uid is up; it told its address."""
@@ -197,6 +200,12 @@ class Membership:
 
     def left(self, uid: str) -> list[Change]:
         """This uid will not come back."""
+        self._gone[uid] = None
+        while len(self._gone) > REMEMBER_GONE:
+            del self._gone[next(iter(self._gone))]
+        return self._remove(uid)
+
+    def _remove(self, uid: str) -> list[Change]:
         for roster in self._rosters.values():
             roster.pop(uid, None)
         member = self._members.pop(uid, None)
@@ -210,7 +219,7 @@ class Membership:
             if member.state in (PeerState.JOINING, PeerState.SUSPECT) and away >= self.resume_window:
                 changes += self._give_up(member)
             elif member.state is PeerState.DEAD and away >= FORGET_SECONDS and not self.is_listed(member.uid):
-                changes += self.left(member.uid)
+                changes += self._remove(member.uid)
         return changes
 
     def _give_up(self, member: Member) -> list[Change]:

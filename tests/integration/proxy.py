@@ -144,13 +144,15 @@ class Control:
         self._resetter = gevent.spawn(self._reset_often, count, random.Random(seed), low, high)
 
     def _reset_often(self, count: int, rng: random.Random, low: float, high: float) -> None:
+        hits = 0
         while self._resets() < count:
             gevent.sleep(rng.uniform(low, high))
             for route in self._routes.values():
-                # A handshake has about 1,500 bytes; the last of them are those that carry the first events.
-                if rng.random() < 0.2:
+                hit = route.reset()
+                hits += hit
+                if hit and hits % 3 == 0:
+                    # A handshake has about 1,500 bytes; behind it come the first events.
                     route.fuse = rng.randrange(1, 3000)
-                route.reset()
 
     def _resets(self) -> int:
         return sum(route.resets for route in self._routes.values())

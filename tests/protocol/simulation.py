@@ -145,9 +145,8 @@ class SimNode:
             link.flush()
             self.end(link)
             return
-        if link.peer is not None:
-            if link.peer.session.owes_ack_now or self.rng.random() < 0.3:
-                link.protocol.request_ack()
+        if link.peer is not None and (link.peer.session.owes_ack_now or self.rng.random() < 0.3):
+            link.protocol.request_ack()
         link.flush()
         if link.protocol.phase is Phase.CLOSED:
             self.end(link)

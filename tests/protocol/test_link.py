@@ -42,7 +42,7 @@ from gevent_mesh.protocol.link import (
     Status,
 )
 from gevent_mesh.protocol.messages import ClusterMessage, MessageType
-from gevent_mesh.protocol.session import Session
+from gevent_mesh.protocol.session import ACK_EVERY_BYTES, Session
 from gevent_mesh.protocol.websocket import FrameDecoder, Opcode, close_payload, frame, frame_header
 from tests.protocol.support import (
     HIGH,
@@ -713,14 +713,23 @@ def test_an_acknowledgement_can_go_alone_and_goes_once() -> None:
     assert not b.protocol.has_outgoing, "nothing is owed any more"
 
 
+def test_many_bytes_are_to_be_acknowledged_at_once() -> None:
+    a, b = connected()
+    a.session.append(event(1, fill="x" * (ACK_EVERY_BYTES // 2)))
+    exchange(a, b)
+    assert b.session.owes_ack_now is False
+    a.session.append(event(2, fill="x" * (ACK_EVERY_BYTES // 2)))
+    exchange(a, b)
+    assert [b.session.owes_ack_now] == [True]
+
+
 def test_an_acknowledgement_that_was_asked_for_is_not_sent_twice() -> None:
     a, b = connected()
     a.session.append(event(1))
     exchange(a, b)
     b.protocol.request_ack()
     b.session.append(event(1, uid=HIGH))
-    assert len(_peek(b)) == 1
-    b.protocol.outgoing()
+    assert len(frames_in(b.protocol.outgoing(), masked=False)) == 1
     assert not b.protocol.has_outgoing
 
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from gevent_mesh.protocol.membership import (
     FALLBACK_SECONDS,
     FORGET_SECONDS,
+    REMEMBER_GONE,
     STOP_DIALLING_SECONDS,
     Backoff,
     Change,
@@ -185,6 +186,20 @@ def test_who_left_is_not_dialled_though_a_roster_named_it_before() -> None:
     members.left(OTHER)
     assert not members.is_listed(OTHER)
     assert not members.wants_dial(OTHER, 1.0)
+
+
+def test_a_roster_that_still_names_one_that_said_goodbye_does_not_bring_it_back() -> None:
+    members = in_state(ALIVE)
+    members.left(OTHER)
+    assert members.roster("d", {OTHER: ADDRESS}, True, 1.0) == []
+    assert OTHER not in members
+
+
+def test_what_is_remembered_of_those_who_left_is_bounded() -> None:
+    members = table()
+    for number in range(2000):
+        members.left(f"{number:016x}")
+    assert len(members._gone) == REMEMBER_GONE
 
 
 # ---------------------------------------------------------------------- successors

@@ -292,6 +292,15 @@ def test_a_peer_that_forgot_us_gets_everything_that_it_has_not_acknowledged() ->
     assert (session.sent_lost, session.resumed) == (0, 0)
 
 
+def test_what_a_peer_said_it_has_counts_even_if_it_forgets_us_afterwards() -> None:
+    session = attached(b"a", b"b", b"c")
+    session.detach()
+    session.attach(knows(2))
+    session.detach()
+    assert session.attach(STRANGER) == Gap(upto=2, count=0)
+    assert session.sent_lost == 0
+
+
 def test_a_peer_that_forgot_us_and_missed_the_gap_is_not_told_of_losses_that_never_were() -> None:
     session = attached(b"a", b"b", b"c")
     session.acknowledge(2)
