@@ -380,7 +380,7 @@ class GeventMeshManager(PubSubManager):  # type: ignore[misc]  # python-socketio
         mesh = self._mesh_for(rooms, namespace)
         peers: list[Peer] = []
         message = b""
-        if mesh is not None:
+        if mesh is not None and (receivers(mesh.table) or mesh.outboxes.awaits_roster):
             peers = receivers(mesh.table)
             request_id = self._requests.expect(callback, [peer.uid for peer in peers])
             fields = messages.broadcast(
@@ -389,7 +389,7 @@ class GeventMeshManager(PubSubManager):  # type: ignore[misc]  # python-socketio
             message = self._message(MessageType.BROADCAST, namespace, fields)
             mesh.outboxes.keep_for_newcomers(message)
         Manager.emit(self, event, data, namespace, room=rooms or None, skip_sid=exclude, callback=callback)
-        if mesh is not None:
+        if mesh is not None and peers:
             mesh.outboxes.publish(peers, message)
 
     def _publish_command(self, kind: MessageType, namespace: str, data: dict[str, Any]) -> None:

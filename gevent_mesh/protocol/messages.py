@@ -83,8 +83,9 @@ def options(rooms: Sequence[Hashable] = (), exclude: Sequence[Hashable] = ()) ->
     return {"rooms": rooms, "except": exclude, "flags": {}}
 
 
+_KEPT_PACKER_BYTES = 1024 * 1024
 # One for all: making one takes longer than packing a small message. It packs without letting other code run.
-_pack = msgpack.Packer(use_bin_type=True).pack
+_packer = msgpack.Packer(use_bin_type=True)
 
 
 def broadcast(
@@ -156,10 +157,14 @@ def encode(kind: MessageType, uid: str, nsp: str, data: dict[str, Any]) -> bytes
     Raises:
         PayloadNotEncodable: `data` holds a value that msgpack has no form for.
     """
+    global _packer
     try:
-        packed: bytes = _pack({"type": kind.value, "data": data, "uid": uid, "nsp": nsp})
+        packed: bytes = _packer.pack({"type": kind.value, "data": data, "uid": uid, "nsp": nsp})
     except (TypeError, ValueError, OverflowError) as exc:
         raise PayloadNotEncodable(f"the message cannot be sent to other nodes: {exc}") from exc
+    if len(packed) > _KEPT_PACKER_BYTES:
+        # A packer never gives its buffer back: do not keep that of the largest message for ever.
+        _packer = msgpack.Packer(use_bin_type=True)
     return packed
 
 

@@ -73,6 +73,9 @@ class Member:
             logger=logging.getLogger("tests.mesh"),
         )
         self.mesh.start()
+        if not self.mesh.config.write_only:
+            # A connection to discovery would have shown it.
+            self.mesh.address = self.address
 
     @property
     def address(self) -> str:
@@ -129,7 +132,7 @@ class HandMade:
         target: str | None = None,
     ) -> None:
         self.transport: Transport = dial(node.address)
-        self.session = session or Session(secrets.token_bytes(8), limit_bytes=1 << 20)
+        self.session = Session(secrets.token_bytes(8), limit_bytes=1 << 20) if session is None else session
         self.protocol = LinkProtocol(
             Identity(uid, "ws://127.0.0.1:9", role, channel),
             Keys(tokens),

@@ -87,13 +87,14 @@ def dialer(
     keys: Keys = KEYS,
     session: Session | None = None,
     now: float = 0.0,
+    heartbeat_timeout: float = 10.0,
     **identity: Any,
 ) -> Side:
     """The side that says HELLO."""
     its_session = Session(b"dialdial", limit_bytes=1 << 20) if session is None else session
     protocol = LinkProtocol(
         Identity(uid, f"ws://{uid}:4000", **identity), keys, nonce=b"d" * NONCE_BYTES, now=now,
-        target=target, session=its_session.state(),
+        target=target, session=its_session.state(), heartbeat_timeout=heartbeat_timeout,
     )  # fmt: skip
     return Side(protocol, its_session)
 

@@ -902,6 +902,15 @@ def test_next_tick_is_the_next_heartbeat_or_the_end_of_patience() -> None:
     assert a.protocol.next_tick() == 115.0
 
 
+def test_the_end_of_patience_does_not_wait_for_the_next_heartbeat() -> None:
+    a, _ = connected(dialer(now=100.0, heartbeat_timeout=12.0), now=100.0)
+    for now in (100.0, 105.0, 110.0):
+        assert a.protocol.next_tick() == now
+        assert a.protocol.tick(now, {})
+    assert a.protocol.next_tick() == 112.0
+    assert not a.protocol.tick(112.0, {})
+
+
 def test_silence_ends_the_link() -> None:
     a, _ = connected(now=100.0)
     for now in (100.0, 105.0):

@@ -36,14 +36,18 @@ def test_short_tokens_are_refused_with_a_mend_and_never_shown(tokens: list[str])
     assert tokens[-1] not in str(caught.value)
 
 
-@pytest.mark.parametrize("host", ["127.0.0.1", "127.9.9.9", "::1", "[::1]", "localhost", "LOCALHOST", "::ffff:127.0.0.1"])
+@pytest.mark.parametrize(
+    "host", ["127.0.0.1", "127.9.9.9", "::1", "[::1]", "localhost", "LOCALHOST", "::ffff:127.0.0.1"]
+)
 def test_a_loopback_host_needs_no_token(host: str) -> None:
     check_bind("host", host, (), False)
 
 
-@pytest.mark.parametrize("host", ["0.0.0.0", "::", "", "10.0.0.1", "my-host", "localhost.example.com", "::ffff:10.0.0.1"])
+@pytest.mark.parametrize(
+    "host", ["0.0.0.0", "::", "", "10.0.0.1", "my-host", "localhost.example.com", "::ffff:10.0.0.1"]
+)
 def test_any_other_host_needs_a_token_or_somebody_who_answers_for_it(host: str) -> None:
-    with pytest.raises(ConfigError, match="host=.*set auth_token .*MESH_AUTH_TOKEN.*allow_anonymous=True"):
+    with pytest.raises(ConfigError, match=r"host=.*set auth_token .*MESH_AUTH_TOKEN.*allow_anonymous=True"):
         check_bind("host", host, (), False)
     check_bind("host", host, (TOKEN,), False)
     check_bind("host", host, (), True)
