@@ -1,6 +1,6 @@
 """python-socketio's own client, made to keep the order in which its events arrive.
 
-As it is, it starts a thread for each message, and the threads race. Here its reader handles one message after the other.
+As it is, it starts a thread for each message, and the threads race. Here its reader handles one after the other.
 """
 
 from __future__ import annotations
@@ -72,9 +72,7 @@ class Client:
             self.io.on("*", self._recorder(namespace), namespace=namespace)
             self.io.on("disconnect", self._disconnected(namespace), namespace=namespace)
         self.io.on("tick", self._on_tick)
-        self.io.connect(
-            url, transports=list(transports), namespaces=list(namespaces), wait_timeout=SECONDS, auth=auth
-        )
+        self.io.connect(url, transports=list(transports), namespaces=list(namespaces), wait_timeout=SECONDS, auth=auth)
         self.sids: dict[str, str] = {namespace: self.io.get_sid(namespace) for namespace in namespaces}
 
     @property

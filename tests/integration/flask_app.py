@@ -1,4 +1,4 @@
-"""A small Flask-SocketIO application, as users write them: for gunicorn, for `socketio.run`, and to be refused by `flask run`.
+"""A small Flask-SocketIO application, as users write them: for gunicorn and `socketio.run`; `flask run` refuses it.
 
 Discovery and port come from the environment.
 """
@@ -38,12 +38,12 @@ def emit(event: str, first: int, count: int) -> dict[str, Any]:
     return state()
 
 
-@socketio.on("where")
+@socketio.on("where")  # type: ignore[untyped-decorator]  # Flask-SocketIO has no types
 def where() -> int:
     return os.getpid()
 
 
-@socketio.on("say")
+@socketio.on("say")  # type: ignore[untyped-decorator]  # Flask-SocketIO has no types
 def say(text: str) -> None:
     flask_socketio.emit("said", text, broadcast=True, include_self=False)
 

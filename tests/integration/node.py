@@ -258,17 +258,17 @@ def build(options: dict[str, Any]) -> tuple[Any, GeventMeshManager, Control]:
     )  # fmt: skip
     control = Control(sio, manager)
 
-    @sio.on("enter")
+    @sio.on("enter")  # type: ignore[untyped-decorator]  # python-socketio has no types
     def enter(sid: str, room: str) -> str:
         sio.enter_room(sid, room)
         return room
 
-    @sio.on("relay")
+    @sio.on("relay")  # type: ignore[untyped-decorator]  # python-socketio has no types
     def relay(sid: str, event: str, *data: Any) -> None:
         """What a client makes its server emit: to all others."""
         sio.emit(event, data, skip_sid=sid)
 
-    @sio.on("disconnect")
+    @sio.on("disconnect")  # type: ignore[untyped-decorator]  # python-socketio has no types
     def disconnected(sid: str, _reason: Any = None) -> None:
         control._disconnected.append(sid)
 

@@ -211,7 +211,7 @@ class Fleet:
         self._processes: list[Process] = []
 
     def discovery(self, *, port: int = 0, token: str = "") -> Discovery:
-        """Start discovery, and wait until it listens. A `port` that is not 0 has been given out by the system before."""
+        """Start discovery, and wait until it listens. Only a port that the system gave out before is not 0."""
         variables = {"MESH_AUTH_TOKEN": token} if token else {}
         command = [*_python("gevent_mesh_discovery"), "--host", "127.0.0.1", "--port", str(port)]
         discovery = self._add(Discovery, "discovery", command, variables)
@@ -234,6 +234,7 @@ class Fleet:
         *,
         proxy: Proxy | None = None,
         server: dict[str, Any] | None = None,
+        url: str = "",
         patched: bool = False,
         log: str = "INFO",
         **manager: Any,
@@ -245,6 +246,7 @@ class Fleet:
             discovery: where they register.
             proxy: what their addresses lead through.
             server: options of their `socketio.Server`.
+            url: where they find discovery, if not at its own address.
             patched: whether they are monkey-patched.
             log: their level of logging.
             manager: options of their `GeventMeshManager`.
@@ -254,7 +256,7 @@ class Fleet:
             route = proxy.route() if proxy is not None else 0
             address = {"server_address": f"ws://127.0.0.1:{route}"} if route else {}
             options = {
-                "discovery": discovery.url if discovery else None,
+                "discovery": url or (discovery.url if discovery else None),
                 "server": server or {},
                 "manager": {**manager, **address},
                 "log": log,

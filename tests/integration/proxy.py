@@ -140,7 +140,7 @@ class Control:
         self._routes[port].open.set()
 
     def start_resets(self, count: int, low: float, high: float, seed: int) -> None:
-        """Reset `count` connections, `low` to `high` seconds apart: most while they are in use, some while they are made."""
+        """Reset `count` connections, `low` to `high` seconds apart: most in use, some while they are made."""
         self._resetter = gevent.spawn(self._reset_often, count, random.Random(seed), low, high)
 
     def _reset_often(self, count: int, rng: random.Random, low: float, high: float) -> None:
@@ -169,7 +169,9 @@ class Control:
 
     def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         asked = json.loads(environ["wsgi.input"].read(int(environ["CONTENT_LENGTH"])))
-        body = json.dumps({"value": getattr(self, asked["operation"])(*asked["arguments"], **asked["options"])}).encode()
+        body = json.dumps(
+            {"value": getattr(self, asked["operation"])(*asked["arguments"], **asked["options"])}
+        ).encode()
         start_response("200 OK", [("Content-Type", "application/json"), ("Content-Length", str(len(body)))])
         return [body]
 

@@ -32,12 +32,11 @@ pytestmark = [pytest.mark.integration, pytest.mark.timeout(300 if FULL else 120)
 
 TOKEN = "a token for these tests"
 RATE = 1000
-HEARTBEATS = {"heartbeat_interval": 5.0, "heartbeat_timeout": 10.0} if FULL else {
-    "heartbeat_interval": 0.5,
-    "heartbeat_timeout": 1.5,
-}  # fmt: skip
+HEARTBEATS: dict[str, Any] = {"heartbeat_interval": 0.5, "heartbeat_timeout": 1.5}
+if FULL:
+    HEARTBEATS = {"heartbeat_interval": 5.0, "heartbeat_timeout": 10.0}
 RESETS = 100 if FULL else 12
-DISCOVERY_AWAY_SECONDS = 30.0 if FULL else 5.0
+DISCOVERY_AWAY_SECONDS = 30.0 if FULL else 3.0
 MIB = 1024 * 1024
 
 
@@ -102,7 +101,8 @@ def test_killed_node_is_noticed_and_replaced_and_nobody_else_loses_anything(
     for node in survivors:
         eventually(lambda node=node: node.sees(new), 5)  # type: ignore[misc]  # bound now
     joined = time.monotonic() - new.ready_at
-    say(f"a new node is linked to all {joined:.2f} s after it serves, {time.monotonic() - new.started_at:.2f} s after exec")
+    since_exec = time.monotonic() - new.started_at
+    say(f"a new node is linked to all {joined:.2f} s after it serves, {since_exec:.2f} s after exec")
     assert joined < 2.0
     new.do("emit", "from the new one", 1)
     for client in clients:
@@ -156,9 +156,7 @@ def test_stopped_node_is_noticed_and_resumes_with_nothing_lost_or_doubled(ships:
 # ---------------------------------------------------------------------- connections that break
 
 
-def test_connection_resets_lose_nothing_double_nothing_and_keep_the_order(
-    ships: Fleet, clients: list[Client]
-) -> None:
+def test_connection_resets_lose_nothing_double_nothing_and_keep_the_order(ships: Fleet, clients: list[Client]) -> None:
     proxy = ships.proxy()
     nodes = ships.nodes(2, ships.discovery(), proxy=proxy, log="WARNING", **HEARTBEATS)
     linked(nodes)
@@ -181,7 +179,9 @@ def test_connection_resets_lose_nothing_double_nothing_and_keep_the_order(
     downs = counters(nodes[0])["links_down"]
     say(f"{proxy.state()['resets']} connections reset ({downs} links that were up) at {RATE} + {RATE // 4} events/s:")
     for report in reports:
-        say(f"  {report.received} received, {report.missing} lost, {report.doubled} doubled, {report.late} out of order")
+        say(
+            f"  {report.received} received, {report.missing} lost, {report.doubled} doubled, {report.late} out of order"
+        )
         assert report.is_perfect
     assert proxy.state()["resets"] >= RESETS
     assert downs > RESETS / 3
@@ -220,7 +220,11 @@ def test_discovery_may_go_and_come_back(ships: Fleet) -> None:
 def test_slow_consumer_is_cut_and_the_loss_is_known_exactly_on_both_sides(ships: Fleet, clients: list[Client]) -> None:
     limit = 1 * MIB
     # Heartbeats that would not end the link by themselves while the test runs.
-    options = {"heartbeat_interval": 10.0, "heartbeat_timeout": 60.0, "buffered_amount_threshold": limit}
+    options: dict[str, Any] = {
+        "heartbeat_interval": 10.0,
+        "heartbeat_timeout": 60.0,
+        "buffered_amount_threshold": limit,
+    }
     sender, slow, healthy = nodes = ships.nodes(3, ships.discovery(), **options)
     linked(nodes)
     clients += [Client(node.url) for node in (slow, healthy)]
@@ -446,8 +450,8 @@ def text_frame(stranger: Stranger) -> None:
 
 
 STRANGERS: list[Callable[[Stranger], None]] = [
-    garbage, silence, half_a_request, endless_headers, silence_after_upgrade, endless_pings, hello_and_silence, huge_frame,
-    random_frame, junk_in_hello, wrong_types_in_hello, deep_nesting_in_hello, wrong_token, no_token,
+    garbage, silence, half_a_request, endless_headers, silence_after_upgrade, endless_pings, hello_and_silence,
+    huge_frame, random_frame, junk_in_hello, wrong_types_in_hello, deep_nesting_in_hello, wrong_token, no_token,
     batch_without_handshake, wrong_target, its_own_uid, origin, wrong_path, no_mesh_header, text_frame,
 ]  # fmt: skip
 
@@ -487,16 +491,16 @@ def test_strangers_never_become_peers_and_are_cut_in_time(served: Served) -> Non
     served.client.wait_for_number(node.boot, node.state()["sent"])
     for approach in STRANGERS:
         # What is allocated once, by the first of a kind, is not what this is about.
-        if approach not in (silence, half_a_request, silence_after_upgrade, hello_and_silence):
+        if approach not in (garbage, silence, half_a_request, silence_after_upgrade, hello_and_silence):
             served.cuts(approach)
     before = node.state()
     seconds: dict[str, list[float]] = {}
-    problems: list[BaseException] = []
+    problems: list[Exception] = []
 
     def run(approach: Callable[[Stranger], None]) -> None:
         try:
             seconds.setdefault(approach.__name__, []).append(served.cuts(approach))
-        except BaseException as problem:
+        except Exception as problem:  # noqa: BLE001  # told to the test, in its own thread
             problems.append(problem)
 
     threads = [threading.Thread(target=run, args=[approach]) for approach in STRANGERS * rounds]
@@ -513,7 +517,9 @@ def test_strangers_never_become_peers_and_are_cut_in_time(served: Served) -> Non
     assert not problems, problems
     slowest = max(seconds, key=lambda name: max(seconds[name]))
     grown = (peak - before["rss"]) / MIB
-    say(f"{len(threads)} strangers: the slowest ({slowest}) stayed {max(seconds[slowest]):.2f} s, RSS + {grown:.1f} MiB")
+    say(
+        f"{len(threads)} strangers: the slowest ({slowest}) stayed {max(seconds[slowest]):.2f} s, RSS + {grown:.1f} MiB"
+    )
     assert seconds.keys() == {approach.__name__ for approach in STRANGERS}
     assert max(seconds[slowest]) < 5.5
     assert grown < 4

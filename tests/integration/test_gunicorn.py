@@ -79,7 +79,7 @@ def gunicorn(ships: Fleet, discovery: Discovery, *options: str, name: str = "gun
 
 
 def _knows_control_socket() -> bool:
-    from gunicorn.config import KNOWN_SETTINGS
+    from gunicorn.config import KNOWN_SETTINGS  # type: ignore[import-untyped]  # it has none
 
     return any(setting.name == "control_socket_disable" for setting in KNOWN_SETTINGS)
 

@@ -206,7 +206,7 @@ class TestResuming:
                 gevent.sleep(0.002)
 
         talking = [gevent.spawn(talk, member) for member in (one, two)]
-        for round_ in range(12):
+        for round_ in range(8):
             victim, other = ((one, two), (two, one))[round_ % 2]
             heard = len(victim.got)
             eventually(lambda victim=victim, heard=heard: len(victim.got) > heard + 100, 10)  # type: ignore[misc]  # bound now
@@ -218,7 +218,7 @@ class TestResuming:
         gevent.joinall(talking, raise_error=True)
         one.hears(two, two.say())
         two.hears(one, one.say())
-        assert one.mesh.counters.links_down == two.mesh.counters.links_down == 12
+        assert one.mesh.counters.links_down == two.mesh.counters.links_down == 8
         assert one.mesh.counters.sent_lost == two.mesh.counters.sent_lost == 0
 
     def test_overflow_while_away_is_counted_exactly(self, join: Join) -> None:
@@ -289,6 +289,7 @@ class TestResuming:
         self, join: Join, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
     ) -> None:
         monkeypatch.setattr(module, "STUCK_READER_SECONDS", 0.2)
+        monkeypatch.setattr(membership, "FALLBACK_SECONDS", 0.2)
         for hangs_at_dialer in (True, False):
             one, two = pair(join)
             hanging, other = (one, two) if hangs_at_dialer else (two, one)
@@ -317,6 +318,7 @@ class TestResuming:
         self, join: Join, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
     ) -> None:
         monkeypatch.setattr(module, "STUCK_READER_SECONDS", 1.0)
+        monkeypatch.setattr(membership, "FALLBACK_SECONDS", 0.2)
         monkeypatch.setattr(module, "HANDSHAKE_SECONDS", 0.3)
         one, two = pair(join)
         entered = Event()
@@ -406,7 +408,7 @@ class TestBehaviour:
         with turns:
             last = one.say(20_000)
             two.hears(one, last, 30)
-        # At 50 us and more for each, 20,000 take longer than a second: a timer of 5 ms must have had its turn all along.
+        # At 50 us and more for each, 20,000 take longer than a second: a timer of 5 ms must have had its turns.
         # Between two turns lies no more than a slice of 5 ms, about a hundred messages; a thousand would be 50 ms.
         longest = max(len(list(run)) for _, run in itertools.groupby(handled))
         assert longest < 1000

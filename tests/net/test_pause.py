@@ -1,0 +1,50 @@
+"""Giving way lets timers and sockets have their turn, which `gevent.sleep(0)` does not."""
+
+from __future__ import annotations
+
+import time
+
+import gevent
+from gevent import socket
+
+from gevent_mesh.net.pause import give_way
+
+
+def work(seconds: float) -> None:
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        pass
+
+
+def test_a_timer_that_is_due_runs_in_the_next_turn() -> None:
+    rang: list[int] = []
+    for round_ in range(50):
+        timer = gevent.spawn_later(0.0005, rang.append, round_)
+        gevent.sleep(0)
+        work(0.002)
+        # One turn finds the timer due and makes the greenlet ready, another one runs it at the latest.
+        give_way()
+        give_way()
+        assert timer.dead
+    assert rang == list(range(50))
+
+
+def test_a_socket_is_served_while_somebody_works_in_slices() -> None:
+    near, far = socket.socketpair()
+    with near, far:
+
+        def echo() -> None:
+            while data := far.recv(100):
+                far.sendall(data)
+
+        echoing = gevent.spawn(echo)
+        gevent.sleep(0)
+        for _ in range(20):
+            near.send(b"x")
+            for _ in range(3):
+                work(0.001)
+                give_way()
+            near.setblocking(False)
+            assert near.recv(100) == b"x"
+            near.setblocking(True)
+        echoing.kill()
