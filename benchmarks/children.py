@@ -36,7 +36,7 @@ class BenchmarkError(Exception):
 
 def python(module: str, *arguments: str) -> list[str]:
     """The command that runs a module so that it ends when we do, even when we are killed."""
-    return [sys.executable, "-m", "gevent_mesh.demo_child", module, *arguments]
+    return [sys.executable, "-m", "gevent_mesh.demo.child", module, *arguments]
 
 
 class Child:

@@ -44,7 +44,7 @@ def demo(context: click.Context, nodes: int, port: int | None, check: bool) -> N
     """
     if check and nodes < 2:
         raise click.UsageError("--check needs at least --nodes 2: it is about what happens between servers.")
-    from .demo import run_check, run_demo
+    from .demo.commands import run_check, run_demo
 
     if check:
         context.exit(run_check(nodes, port or 0))

@@ -48,9 +48,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "__init__": {"manager", "net", "errors"},
     # Above the library: programs that use its public names.
-    "demo_child": set(),
-    "demo_check": {"__init__", "demo"},
-    "demo": {"__init__", "demo_check", "demo_child"},
+    "demo": {"__init__"},
     "cli": {"__init__", "demo"},
 }
 # What of the library the discovery service may use.

@@ -9,8 +9,8 @@ from functools import partial
 import pytest
 from click.testing import CliRunner
 
-from gevent_mesh import demo as demo_module
 from gevent_mesh.cli import main
+from gevent_mesh.demo import commands, processes
 
 
 def run(*arguments: str) -> tuple[int, str]:
@@ -78,7 +78,7 @@ def test_ports_beyond_the_last_are_refused() -> None:
 
 
 def test_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(demo_module, "find_spec", lambda name: None if name == "flask_socketio" else object())
+    monkeypatch.setattr(processes, "find_spec", lambda name: None if name == "flask_socketio" else object())
     code, output = run("demo", "--port", "0")
     assert code == 2
     assert "flask_socketio" in output
@@ -104,7 +104,7 @@ def test_check_takes_free_ports_and_the_demo_takes_5000(
         return 0
 
     for name in ("run_demo", "run_check"):
-        monkeypatch.setattr(demo_module, name, partial(remember, name))
+        monkeypatch.setattr(commands, name, partial(remember, name))
     code, _ = run(*arguments)
     assert code == 0
     assert calls == [(called, 3, with_port)]

@@ -54,18 +54,12 @@ def _flask_app(manager: GeventMeshManager, **options: Any) -> tuple[flask.Flask,
     app = flask.Flask(__name__)
     sio = flask_socketio.SocketIO(app, async_mode="gevent", client_manager=manager, **options)
 
-    @sio.on("join")
-    def join(room: str) -> None:
-        flask_socketio.join_room(room)
-
-    @sio.on("say")
     def say(data: Any) -> None:
         flask_socketio.emit("said", data, room=data["room"], include_self=False)
 
-    @sio.on("ask")
-    def ask(value: int) -> int:
-        return value + 1
-
+    sio.on_event("join", flask_socketio.join_room)
+    sio.on_event("say", say)
+    sio.on_event("ask", lambda value: value + 1)
     return app, sio
 
 
@@ -212,11 +206,11 @@ class TestEmit:
         assert sent == []
 
     def test_codec_names(self) -> None:
-        class Own(socketio.packet.Packet):  # type: ignore[misc, name-defined]  # python-socketio has no types
+        class Own(socketio.packet.Packet):  # type: ignore[misc]  # python-socketio has no types
             def encode(self) -> str:
                 return "own"
 
-        assert _codec_name(socketio.packet.Packet) == "json"  # type: ignore[attr-defined]  # python-socketio has no types
+        assert _codec_name(socketio.packet.Packet) == "json"
         assert _codec_name(MsgPackPacket) == "msgpack"
         assert _codec_name(MsgPackPacket.configure()) == "msgpack"
         assert _codec_name(Own).endswith("Own")

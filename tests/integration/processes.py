@@ -327,4 +327,4 @@ def linked(nodes: Sequence[Node], seconds: float = 10.0) -> None:
 
 def _python(module: str) -> list[str]:
     """The command that runs a module so that it ends when we do, even when we are killed."""
-    return [sys.executable, "-m", "gevent_mesh.demo_child", module]
+    return [sys.executable, "-m", "gevent_mesh.demo.child", module]

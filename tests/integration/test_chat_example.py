@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from gevent_mesh.demo_check import Client
+from gevent_mesh.demo.check import Client
 from tests.integration.programs import SECONDS, Program, running, until
 
 pytestmark = pytest.mark.integration

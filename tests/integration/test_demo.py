@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from gevent_mesh.demo import Child, DemoError
+from gevent_mesh.demo.processes import Child, DemoError
 from tests.integration.programs import SECONDS, Program, gone, running, until
 
 pytestmark = pytest.mark.integration

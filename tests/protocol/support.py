@@ -154,4 +154,3 @@ def frames_in(data: bytes, *, masked: bool) -> list[Frame]:
 def numbers(side: Side) -> list[int]:
     """The numbers of the events that came, in order."""
     return [found.data["packet"][1] for found in side.of_type(ClusterMessage)]
-

@@ -95,6 +95,7 @@ BAD_OPTS: list[Any] = [
 BAD_ID: list[Any] = [None, "", "a" * 65, 1, b"ab", [], {}]
 BAD_EVENT: list[Any] = [None, [], "event", [1], [None, "event"], [b"event"], {"0": "event"}, 1]
 
+
 def cases(kind: MessageType, make: Callable[[Any], Any], *values: Any) -> list[tuple[MessageType, Any]]:
     """One message for each value."""
     return [(kind, make(value)) for value in values]

@@ -426,9 +426,7 @@ def test_acknowledgements_come_often_enough() -> None:
 
 def test_a_session_reports_its_state() -> None:
     session = attached(b"abc")
-    assert repr(session) == (
-        f"<Session {STREAM.hex()} attached next=2 outbox=1 (3 bytes) received=0 lost=0/0>"
-    )
+    assert repr(session) == (f"<Session {STREAM.hex()} attached next=2 outbox=1 (3 bytes) received=0 lost=0/0>")
     session.detach()
     assert " detached " in repr(session)
     session.abandon()

@@ -21,7 +21,7 @@ from typing import Any
 import click
 import socketio
 
-from .demo import Demo, DemoError, Figures
+from .processes import Demo, DemoError, Figures
 
 __all__ = ["CheckFailed", "Result", "check"]
 

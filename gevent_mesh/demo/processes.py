@@ -1,10 +1,10 @@
-"""`gevent-mesh demo`: a discovery service and some chat servers as child processes of this one.
+"""The demo's processes: a discovery service and some chat servers as children of this one.
 
 Rules:
 
 - A child that dies is reported at once, with the end of its log, and is not started again.
 - However this process ends, its children end: by SIGTERM and then SIGKILL to each one's process id when it can still
-  say so, through `gevent_mesh.demo_child` when it cannot.
+  say so, through `gevent_mesh.demo.child` when it cannot.
 - Nothing waits without a deadline.
 - Everything listens on the loopback address; there is no token, which keeps the mesh there too.
 """
@@ -16,7 +16,6 @@ import http.client
 import json
 import os
 import re
-import shutil
 import signal
 import socket
 import subprocess
@@ -24,24 +23,17 @@ import sys
 import threading
 import time
 import urllib.request
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
 
-import click
-
-__all__ = ["Child", "Demo", "DemoError", "Figures", "run_check", "run_demo"]
+__all__ = ["CHAT_WITH_CHECK", "Child", "Demo", "DemoError", "Figures", "require_modules"]
 
 HOST = "127.0.0.1"
 START_SECONDS = 20.0  # a cold start of Python with Flask takes about 1 s; this is for a machine that is busy
 STOP_SECONDS = 4.0
-CHECK_SECONDS = 50.0  # for all of a check but the end of its processes ...
-WATCHDOG_SECONDS = 58.0  # ... and if even that fails
-POLL_SECONDS = 1.0
 HTTP_SECONDS = 1.0
-QUIET_SECONDS = 10.0  # without a terminal, the live line is printed at most this often
 LOG_LINES = 25
 LOG_LINE_BYTES = 4096
 
@@ -79,7 +71,7 @@ class Child:
         self._log: collections.deque[str] = collections.deque(maxlen=LOG_LINES)
         # A session of its own: Ctrl-C in the terminal reaches only us, and we end the children in our order.
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "gevent_mesh.demo_child", module, *arguments],
+            [sys.executable, "-m", "gevent_mesh.demo.child", module, *arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -216,7 +208,7 @@ class Demo:
         Raises:
             DemoError: something is missing, a port is taken, or a child did not come up.
         """
-        _require_modules("flask_socketio", "gevent_mesh_examples", DISCOVERY)
+        require_modules("flask_socketio", "gevent_mesh_examples", DISCOVERY)
         if self.port:
             _require_free_ports(self.port, self.nodes)
         environment = {name: value for name, value in os.environ.items() if not OUR_VARIABLES.fullmatch(name)}
@@ -285,7 +277,7 @@ class Demo:
         return state
 
 
-def _require_modules(*names: str) -> None:
+def require_modules(*names: str) -> None:
     missing = [name for name in names if find_spec(name) is None]
     if missing:
         raise DemoError(f"The demo needs {', '.join(missing)}: pip install 'gevent-mesh[demo]'", exit_code=2)
@@ -307,145 +299,3 @@ def _require_free_ports(first: int, count: int) -> None:
                     f"Port {port} cannot be used ({reason}). Choose another --port, or --port 0 for any free ones.",
                     exit_code=2,
                 ) from None
-
-
-# -- What the commands run ---------------------------------------------------------------------------------------------
-
-
-def run_demo(nodes: int, port: int) -> int:
-    """Run the chat until Ctrl-C or SIGTERM.
-
-    Returns:
-        The exit code: 0, or 1 when a child died on its own, or 2 when a port is taken.
-    """
-    died = False
-    try:
-        with _first_signal_interrupts(), Demo(nodes, port) as demo:
-            _welcome(demo)
-            line = _LiveLine()
-            while True:
-                for child in demo.newly_dead():
-                    died = True
-                    line.end()
-                    _report(child)
-                if not any(server.running for server in demo.servers):
-                    raise DemoError("No server is left.")
-                line.show(str(demo.figures()))
-                time.sleep(POLL_SECONDS)
-    except KeyboardInterrupt:
-        click.echo("\nAll processes have ended.")
-    except DemoError as error:
-        _complain(error)
-        return error.exit_code
-    return int(died)
-
-
-def run_check(nodes: int, port: int) -> int:
-    """Prove with real clients that the servers share everything.
-
-    Returns:
-        The exit code: 0 when all is well, 1 when something failed or took too long, 2 when a port is taken.
-    """
-    started_at = time.monotonic()
-    try:
-        _require_modules("requests", "websocket")  # what python-socketio's client is made of
-        from .demo_check import check
-
-        with (
-            _first_signal_interrupts(),
-            _watchdog(Demo(nodes, port, chat=CHAT_WITH_CHECK), WATCHDOG_SECONDS) as demo,
-            demo,
-        ):
-            try:
-                return 0 if check(demo, started_at + CHECK_SECONDS) else 1
-            finally:
-                for child in demo.newly_dead():
-                    _report(child)
-    except KeyboardInterrupt:
-        click.echo("\nInterrupted; all processes have ended.", err=True)
-        return 1
-    except DemoError as error:
-        _complain(error)
-        return error.exit_code
-
-
-def _welcome(demo: Demo) -> None:
-    alone = demo.nodes == 1
-    click.echo("\nOne chat server:\n" if alone else f"\n{demo.nodes} chat servers, one conversation:\n")
-    for server, url in zip(demo.servers, demo.urls, strict=True):
-        click.echo(f"    {click.style(server.name, bold=True)}   {click.style(url, fg='cyan')}")
-    click.echo(f"\nOpen {'it twice' if alone else 'two of them'}, side by side, and talk. Ctrl-C ends everything.\n")
-
-
-def _report(child: Child) -> None:
-    click.secho(f"\n!! {child.obituary()}", fg="red", err=True)
-    if child.name == "discovery":
-        click.echo("The links between the servers do not need it; only new servers could not join.", err=True)
-    else:
-        click.echo("It is not started again.", err=True)
-
-
-def _complain(error: DemoError) -> None:
-    click.secho(str(error), fg="red", err=True)
-
-
-class _LiveLine:
-    """One line that is written over and over on a terminal; elsewhere, a line when something has changed."""
-
-    def __init__(self) -> None:
-        self._terminal = sys.stdout.isatty()
-        self._shown = ""
-        self._shown_at = float("-inf")
-
-    def show(self, text: str) -> None:
-        if self._terminal:
-            width = shutil.get_terminal_size().columns - 1  # a line that wraps could not be written over
-            click.echo(f"\r\033[K{text[:width]}", nl=False)
-        elif text != self._shown and time.monotonic() - self._shown_at > QUIET_SECONDS:
-            click.echo(text)
-            self._shown, self._shown_at = text, time.monotonic()
-
-    def end(self) -> None:
-        if self._terminal:
-            click.echo()
-
-
-# -- Signals and the last resort ---------------------------------------------------------------------------------------
-
-_ENDING = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
-
-
-@contextmanager
-def _first_signal_interrupts() -> Iterator[None]:
-    """The first signal that asks us to end does what Ctrl-C does; later ones must not disturb the clean-up."""
-
-    def interrupt(_number: int, _frame: object) -> None:
-        for number in _ENDING:
-            signal.signal(number, signal.SIG_IGN)
-        raise KeyboardInterrupt
-
-    before = {number: signal.signal(number, interrupt) for number in _ENDING}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-@contextmanager
-def _watchdog(demo: Demo, seconds: float) -> Iterator[Demo]:
-    """Should a deadline have been forgotten somewhere: kill the children and end, with exit code 1."""
-
-    def bite() -> None:
-        sys.stderr.write(f"Something hangs: given up after {seconds:.0f} s.\n")
-        sys.stderr.flush()
-        demo.kill()
-        os._exit(1)
-
-    timer = threading.Timer(seconds, bite)
-    timer.daemon = True
-    timer.start()
-    try:
-        yield demo
-    finally:
-        timer.cancel()

@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
-from gevent_mesh.demo import Demo
-from gevent_mesh.demo_check import CHECKS, CheckFailed, Result, check_all, rows_of, same, show
+from gevent_mesh.demo.check import CHECKS, CheckFailed, Result, check_all, rows_of, same, show
+from gevent_mesh.demo.processes import Demo
 
 GOOD = Result("rooms", "server-1", "server-2", 0.012)
 SLOW = Result("rooms", "server-1", "server-3", 0.345)

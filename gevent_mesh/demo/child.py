@@ -1,4 +1,4 @@
-"""Runs a module as a program that does not outlive its parent: `python -m gevent_mesh.demo_child MODULE [ARGUMENT...]`.
+"""Runs a module as a program that does not outlive its parent: `python -m gevent_mesh.demo.child MODULE [ARGUMENT...]`.
 
 The parent holds the other end of our standard input and never writes to it. However the parent ends, the system closes
 that end, and our reading returns. This works on every platform, even when the parent was killed.
