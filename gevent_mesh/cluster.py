@@ -23,6 +23,7 @@ class Acknowledgements:
         callback: called with each client's answer.
         deadline: when to stop waiting, monotonic.
         silent_nodes: nodes that have not said yet how many clients they asked.
+        may_grow: nodes that are not known yet may have been asked as well.
         promised: clients asked, as far as known.
         received: answers so far.
     """
@@ -30,13 +31,14 @@ class Acknowledgements:
     callback: Callable[..., object]
     deadline: float
     silent_nodes: set[str]
+    may_grow: bool = False
     promised: int = 0
     received: int = 0
 
     @property
     def is_complete(self) -> bool:
         """Whether nothing more can come."""
-        return not self.silent_nodes and self.received >= self.promised
+        return not self.may_grow and not self.silent_nodes and self.received >= self.promised
 
 
 @dataclass(slots=True)
@@ -53,18 +55,20 @@ class Requests:
     def __len__(self) -> int:
         return len(self._open)
 
-    def expect(self, callback: Callable[..., object], nodes: Iterable[str]) -> str:
+    def expect(self, callback: Callable[..., object], nodes: Iterable[str], *, may_grow: bool = False) -> str:
         """Open a request.
 
         Args:
             callback: called with the arguments of each answer.
             nodes: uids of those who are asked.
+            may_grow: nodes that are not known yet may be asked as well; the request then stays open until its time
+                is over.
 
         Returns:
             The request's id: 16 hex digits.
         """
         request_id = secrets.token_hex(8)
-        self._open[request_id] = Acknowledgements(callback, monotonic() + self.timeout_seconds, set(nodes))
+        self._open[request_id] = Acknowledgements(callback, monotonic() + self.timeout_seconds, set(nodes), may_grow)
         return request_id
 
     def counted(self, request_id: str, node: str, clients: int) -> None:

@@ -90,6 +90,8 @@ class MeshConfig:
             _check_url("discovery_service_address", url)
         if write_only and not discovery:
             raise ConfigError("write_only=True needs a discovery_service_address: there is no other way to find nodes")
+        if write_only and (ws_port is not None or server_address is not None):
+            raise ConfigError("write_only=True does not listen: leave ws_port and server_address out")
         address = server_address if server_address is not None else environ.get("MESH_ADDRESS", "")
         if address:
             _check_url("server_address", address)
@@ -98,8 +100,9 @@ class MeshConfig:
                     f"server_address has {len(address)} characters, and peers take at most {MAX_ADDRESS_CHARS}; "
                     "use a shorter host name or an IP address"
                 )
-        if not 0 < len(channel) <= MAX_CHANNEL_CHARS:
-            raise ConfigError(f"channel must have 1 to {MAX_CHANNEL_CHARS} characters")
+        if not isinstance(channel, str) or not 0 < len(channel) <= MAX_CHANNEL_CHARS:
+            raise ConfigError(f"channel must have 1 to {MAX_CHANNEL_CHARS} characters, not {channel!r}")
+        _check_number("buffered_amount_threshold", buffered_amount_threshold)
         if not MIN_THRESHOLD_BYTES <= buffered_amount_threshold <= MAX_THRESHOLD_BYTES:
             raise ConfigError(
                 f"buffered_amount_threshold must be between {MIN_THRESHOLD_BYTES} and {MAX_THRESHOLD_BYTES} bytes, "
@@ -153,7 +156,20 @@ def _port(option: int | None, environment: str | None) -> int:
     return port
 
 
+def _check_number(option: str, value: object) -> None:
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        raise ConfigError(f"{option} must be a number, not {value!r}")
+
+
 def _check_times(interval: float, timeout: float, window: float, callback_timeout: float) -> None:
+    times = {
+        "heartbeat_interval": interval,
+        "heartbeat_timeout": timeout,
+        "resume_window": window,
+        "callback_timeout": callback_timeout,
+    }
+    for option, value in times.items():
+        _check_number(option, value)
     # Written so that NaN, which compares as false, is refused as well.
     if not interval > 0:
         raise ConfigError(f"heartbeat_interval must be more than 0 seconds, not {interval}")

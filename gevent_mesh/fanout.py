@@ -44,6 +44,11 @@ class _Attachment(eio_packet.Packet):  # type: ignore[misc]  # python-engineio h
         return self._base64
 
 
+def _send_all(server: Any, eio_sid: str, packets: Iterable[Any]) -> None:
+    for packet in packets:
+        server._send_eio_packet(eio_sid, packet)
+
+
 class Fanout:
     """Delivers to the clients of one server.
 
@@ -84,14 +89,17 @@ class Fanout:
         packets = [_Attachment(part) if isinstance(part, bytes) else _text(part) for part in encoded]
         for _, eio_sid in self.participants(namespace, rooms, exclude):
             if self._is_gone(eio_sid):
-                gevent.spawn(self._send, server, eio_sid, packets)
+                gevent.spawn(_send_all, server, eio_sid, packets)
             else:
-                self._send(server, eio_sid, packets)
+                _send_all(server, eio_sid, packets)
 
-    @staticmethod
-    def _send(server: Any, eio_sid: str, packets: Iterable[Any]) -> None:
-        for packet in packets:
-            server._send_eio_packet(eio_sid, packet)
+    def deliver_to(self, eio_sid: str, packet: Any) -> None:
+        """Send a Socket.IO packet that is for one client only."""
+        send = self._manager.server._send_packet
+        if self._is_gone(eio_sid):
+            gevent.spawn(send, eio_sid, packet)
+        else:
+            send(eio_sid, packet)
 
     def _is_gone(self, eio_sid: str) -> bool:
         """Whether the client has missed its ping, so that sending to it will close it."""

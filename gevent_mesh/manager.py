@@ -13,8 +13,10 @@ from __future__ import annotations
 
 import logging
 import secrets
-from collections.abc import Callable, Hashable, Sequence
+from collections import deque
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from functools import partial
+from time import monotonic
 from typing import Any
 
 import gevent
@@ -26,7 +28,7 @@ from socketio.pubsub_manager import PubSubManager
 from . import startup, testclient
 from .cluster import Requests
 from .config import MeshConfig
-from .errors import ConfigError, PayloadTooLarge
+from .errors import ConfigError, MessageError, PayloadError, PayloadNotEncodable, PayloadTooLarge
 from .fanout import Fanout
 from .net.mesh import Mesh, PeerInfo
 from .protocol import messages
@@ -118,7 +120,10 @@ class GeventMeshManager(PubSubManager):  # type: ignore[misc]  # python-socketio
             write_only=write_only,
             callback_timeout=callback_timeout,
         )
-        super().__init__(channel=channel, write_only=write_only, logger=logger, json=json)
+        super().__init__(channel=channel, write_only=write_only, logger=logger)
+        if json is not None:
+            # Not every supported python-socketio has a parameter for it.
+            self.json = json
         self.host_id = _new_uid()
         self._packet_class: Any = self._write_only_packet_class(json)
         self._codec = ""
@@ -127,6 +132,8 @@ class GeventMeshManager(PubSubManager):  # type: ignore[misc]  # python-socketio
         self._requests = Requests(callback_timeout)
         self._mesh: Mesh | None = None
         self._was_started = False
+        self._is_stopped = False
+        self._asked_clients: deque[tuple[float, str, int]] = deque()
         self._warned_unstarted = False
         self._handlers: dict[MessageType, Callable[[Peer, ClusterMessage], None]] = {
             MessageType.BROADCAST: self._on_broadcast,
@@ -144,7 +151,7 @@ class GeventMeshManager(PubSubManager):  # type: ignore[misc]  # python-socketio
         """Called by python-socketio when a server takes this manager.
 
         Raises:
-            ConfigError: the server does not run on gevent, or another one uses this manager.
+            ConfigError: the server does not run on gevent, or this manager has joined for another one.
         """
         mode = server.eio.async_mode
         if mode != "gevent":
@@ -156,13 +163,23 @@ class GeventMeshManager(PubSubManager):  # type: ignore[misc]  # python-socketio
         testclient.allow(GeventMeshManager)
 
     def initialize(self) -> None:
-        """Called by python-socketio at the first client: join now if no gevent server has started here."""
-        self.start()
+        """Called by python-socketio at the first client: join now if no gevent server has started here.
 
-    def serving(self) -> None:
-        """The process begins to serve: join, unless this manager has no server to speak for."""
-        if self.server is not None:
+        Flask-SocketIO's test client calls it too, after it has put itself in the place of the network: then there is
+        nothing to join for.
+        """
+        if "_send_packet" not in vars(self.server):
+            self.serving()
+
+    def serving(self) -> bool:
+        """The process begins to serve: join, unless this manager has no server to speak for, or was stopped.
+
+        Returns:
+            Whether this node is in the mesh.
+        """
+        if self.server is not None and not self._is_stopped:
             self.start()
+        return self._mesh is not None
 
     def forked(self) -> None:
         """The process is a fork: nothing that the parent opened belongs to it."""
@@ -180,6 +197,7 @@ class GeventMeshManager(PubSubManager):  # type: ignore[misc]  # python-socketio
         if self._mesh is not None:
             return
         startup.watch(self)
+        self._is_stopped = False
         if self._was_started:
             self.host_id = _new_uid()
         self._was_started = True
@@ -189,7 +207,7 @@ class GeventMeshManager(PubSubManager):  # type: ignore[misc]  # python-socketio
             uid=self.host_id,
             codec=self._codec,
             on_message=self._on_message,
-            on_sweep=self._requests.sweep,
+            on_sweep=self._sweep,
             client_count=self._client_count,
             logger=self._mesh_logger,
         )
@@ -204,7 +222,7 @@ class GeventMeshManager(PubSubManager):  # type: ignore[misc]  # python-socketio
 
     def stop(self, timeout: float = 2.0) -> None:
         """Leave the mesh, until `start` is called. What was emitted still goes out, for at most `timeout` seconds."""
-        startup.unwatch(self)
+        self._is_stopped = True
         mesh, self._mesh = self._mesh, None
         if mesh is not None:
             mesh.stop(timeout)
@@ -259,7 +277,8 @@ class GeventMeshManager(PubSubManager):  # type: ignore[misc]  # python-socketio
 
         Raises:
             PayloadTooLarge: it is larger than `buffered_amount_threshold`; nobody has got it.
-            TypeError: it cannot be encoded; nobody has got it.
+            PayloadNotEncodable: some node has clients with another form of packets, which has no place for a value.
+            TypeError: the server's packet class cannot encode it; nobody has got it.
         """
         room = to or room
         namespace = namespace or "/"
@@ -344,27 +363,33 @@ class GeventMeshManager(PubSubManager):  # type: ignore[misc]  # python-socketio
         encoded = packet.encode()
         return encoded if isinstance(encoded, list) else [encoded]
 
-    def _decode(self, encoded: Sequence[str | bytes]) -> list[Any]:
-        """``[event, *arguments]`` of an encoded packet, as plain values: for nodes with another packet class."""
-        packet = self._packet_class(encoded_packet=encoded[0])
-        for attachment in encoded[1:]:
-            packet.add_attachment(attachment)
-        plain: list[Any] = packet.data
-        return plain
+    def _plain(self, encoded: Sequence[str | bytes]) -> list[Any]:
+        """``[event, *arguments]`` of a packet of ours, as plain values, for nodes whose clients get another form."""
+        try:
+            return _decode(self._packet_class, encoded)
+        except Exception as exc:  # whatever the packet class of an application raises
+            raise PayloadNotEncodable(f"the event cannot be sent to nodes with another packet class: {exc}") from exc
 
     def _event_messages(
-        self, mesh: Mesh, namespace: str, rooms: list[Hashable], exclude: list[str], encoded: list[str | bytes]
+        self,
+        mesh: Mesh,
+        namespace: str,
+        rooms: list[Hashable],
+        exclude: list[str],
+        encoded: list[str | bytes],
+        request_id: str | None = None,
     ) -> list[tuple[list[Peer], bytes]]:
         """Encode an event for the other nodes, nearly always once: peers, and the message that they share."""
         opts = messages.options(rooms, exclude)
         same, others = event_receivers(mesh.table, self._codec)
-        message = self._message(MessageType.BROADCAST, namespace, messages.broadcast(opts, encoded=encoded))
-        if not others and not mesh.outboxes.awaits_roster:
-            return [(same, message)]
-        fields = messages.broadcast(opts, packet=self._decode(encoded))
-        structured = self._message(MessageType.BROADCAST, namespace, fields)
-        mesh.outboxes.keep_for_newcomers(structured)
-        return [(others, structured), (same, message)]
+        data = messages.broadcast(opts, encoded=encoded, codec=self._codec, request_id=request_id)
+        message = self._message(MessageType.BROADCAST, namespace, data)
+        outgoing = [(same, message)]
+        if others:
+            data = messages.broadcast(opts, packet=self._plain(encoded), request_id=request_id)
+            outgoing.append((others, self._message(MessageType.BROADCAST, namespace, data)))
+        mesh.outboxes.keep_for_newcomers(message)
+        return outgoing
 
     def _emit_with_callback(
         self,
@@ -378,19 +403,16 @@ class GeventMeshManager(PubSubManager):  # type: ignore[misc]  # python-socketio
     ) -> None:
         """Every addressed client gets a packet of its own, with a number that its answer carries."""
         mesh = self._mesh_for(rooms, namespace)
-        peers: list[Peer] = []
-        message = b""
-        if mesh is not None and (receivers(mesh.table) or mesh.outboxes.awaits_roster):
-            peers = receivers(mesh.table)
-            request_id = self._requests.expect(callback, [peer.uid for peer in peers])
-            fields = messages.broadcast(
-                messages.options(rooms, exclude), packet=self._decode(encoded), request_id=request_id
-            )
-            message = self._message(MessageType.BROADCAST, namespace, fields)
-            mesh.outboxes.keep_for_newcomers(message)
+        peers = [] if mesh is None else receivers(mesh.table)
+        outgoing: list[tuple[list[Peer], bytes]] = []
+        if mesh is not None and (peers or mesh.outboxes.awaits_roster):
+            uids = [peer.uid for peer in peers]
+            request_id = self._requests.expect(callback, uids, may_grow=mesh.outboxes.awaits_roster)
+            outgoing = self._event_messages(mesh, namespace, rooms, exclude, encoded, request_id)
         Manager.emit(self, event, data, namespace, room=rooms or None, skip_sid=exclude, callback=callback)
-        if mesh is not None and peers:
-            mesh.outboxes.publish(peers, message)
+        for addressed, message in outgoing:
+            if mesh is not None and addressed:
+                mesh.outboxes.publish(addressed, message)
 
     def _publish_command(self, kind: MessageType, namespace: str, data: dict[str, Any]) -> None:
         mesh = self._cluster()
@@ -415,13 +437,14 @@ class GeventMeshManager(PubSubManager):  # type: ignore[misc]  # python-socketio
         """The mesh, or None for a node that works alone. A write-only manager joins here, at its first use."""
         if self._mesh is not None:
             return self._mesh if self.config.discovery else None
-        if self.config.discovery and self.write_only:
+        if not self.config.discovery:
+            return None
+        if self.write_only and not self._is_stopped:
             self.start()
-        elif self.config.discovery and not self._warned_unstarted:
+        elif not self._warned_unstarted:
             self._warned_unstarted = True
-            self._mesh_logger.warning(
-                "emitted before this process serves: other nodes do not get it; call start() first if they should"
-            )
+            state = "after stop()" if self._is_stopped else "before this process serves"
+            self._mesh_logger.warning("emitted %s: other nodes do not get it; call start() first if they should", state)
         return self._mesh
 
     @staticmethod
@@ -437,33 +460,56 @@ class GeventMeshManager(PubSubManager):  # type: ignore[misc]  # python-socketio
         if handler is not None and (self.server is not None or message.type in _ANSWERS):
             handler(peer, message)
 
+    def _sweep(self, now: float) -> None:
+        """About once a second: free what nobody has answered in time."""
+        self._requests.sweep(now)
+        while self._asked_clients and self._asked_clients[0][0] <= now:
+            _, sid, number = self._asked_clients.popleft()
+            self.callbacks.get(sid, {}).pop(number, None)
+
     def _on_broadcast(self, peer: Peer, message: ClusterMessage) -> None:
-        data = message.data
-        opts = data["opts"]
-        if data.get("requestId") is not None:
+        if message.data.get("requestId") is not None:
             self._ask_clients(peer, message)
             return
-        encoded = data.get("encoded")
-        if encoded is None:
-            event, *arguments = data["packet"]["data"]
+        opts = message.data["opts"]
+        encoded = message.data.get("encoded")
+        if encoded is None or message.data.get("codec", peer.codec) != self._codec:
+            event, *arguments = self._event(peer, message.data)
             encoded = self._encode(event, tuple(arguments), message.nsp)
         self._fanout.deliver(message.nsp, opts["rooms"], opts["except"], encoded)
 
+    def _event(self, peer: Peer, data: dict[str, Any]) -> list[Any]:
+        """``[event, *arguments]`` of a BROADCAST, whatever form it came in."""
+        encoded = data.get("encoded")
+        if encoded is None:
+            event: list[Any] = data["packet"]["data"]
+            return event
+        codec = data.get("codec", peer.codec)
+        packet_class = self._packet_class if codec == self._codec else _CODECS.get(codec)
+        if packet_class is None:
+            raise MessageError(f"an event in the form {codec!r}, which is not known here")
+        return _decode(packet_class, encoded)
+
     def _ask_clients(self, peer: Peer, message: ClusterMessage) -> None:
         """Deliver an event whose clients are to acknowledge, and tell the asking node how many there are."""
-        data, opts = message.data, message.data["opts"]
-        request_id = data["requestId"]
+        opts, request_id = message.data["opts"], message.data["requestId"]
+        event = self._event(peer, message.data)
         asked = self._fanout.participants(message.nsp, opts["rooms"], opts["except"])
-        self._answer(
-            peer.uid, MessageType.BROADCAST_CLIENT_COUNT, message.nsp, messages.client_count(request_id, len(asked))
-        )
+        count = messages.client_count(request_id, len(asked))
+        self._answer(peer.uid, MessageType.BROADCAST_CLIENT_COUNT, message.nsp, count)
+        deadline = monotonic() + self.config.callback_timeout
         for sid, eio_sid in asked:
             number = self._generate_ack_id(sid, partial(self._return_ack, peer.uid, message.nsp, request_id))
-            packet = self._packet_class(sio_packet.EVENT, namespace=message.nsp, data=data["packet"]["data"], id=number)
-            self.server._send_packet(eio_sid, packet)
+            self._asked_clients.append((deadline, sid, number))
+            packet = self._packet_class(sio_packet.EVENT, namespace=message.nsp, data=event, id=number)
+            self._fanout.deliver_to(eio_sid, packet)
 
     def _return_ack(self, uid: str, namespace: str, request_id: str, *arguments: Any) -> None:
-        self._answer(uid, MessageType.BROADCAST_ACK, namespace, messages.broadcast_ack(request_id, list(arguments)))
+        try:
+            self._answer(uid, MessageType.BROADCAST_ACK, namespace, messages.broadcast_ack(request_id, list(arguments)))
+        except PayloadError as exc:
+            # The client's fault: it must not look like an error of the application's.
+            self._mesh_logger.warning("a client's acknowledgement cannot be passed on: %s", exc)
 
     def _answer(self, uid: str, kind: MessageType, namespace: str, data: dict[str, Any]) -> None:
         if self._mesh is not None:
@@ -486,10 +532,14 @@ class GeventMeshManager(PubSubManager):  # type: ignore[misc]  # python-socketio
                 except ValueError as exc:
                     self._mesh_logger.warning("%s asked to put %s into %r: %s", peer.uid, sid, room, exc)
 
-    def _on_leave(self, _peer: Peer, message: ClusterMessage) -> None:
+    def _on_leave(self, peer: Peer, message: ClusterMessage) -> None:
         for sid, _ in self._selected(message):
             for room in message.data["rooms"]:
-                Manager.leave_room(self, sid, message.nsp, room)
+                if room == sid:
+                    # It would not be reached by its sid any more. Its own node would have raised.
+                    self._mesh_logger.warning("%s asked to close the room of client %s itself", peer.uid, sid)
+                else:
+                    Manager.leave_room(self, sid, message.nsp, room)
 
     def _on_disconnect(self, _peer: Peer, message: ClusterMessage) -> None:
         for sid, _ in self._selected(message):
@@ -501,6 +551,19 @@ class GeventMeshManager(PubSubManager):  # type: ignore[misc]  # python-socketio
     def _selected(self, message: ClusterMessage) -> list[tuple[str, str]]:
         opts = message.data["opts"]
         return self._fanout.participants(message.nsp, opts["rooms"], opts["except"])
+
+
+_CODECS = {"json": sio_packet.Packet, "msgpack": MsgPackPacket}
+"""The forms of packets that every node can read."""
+
+
+def _decode(packet_class: Any, encoded: Sequence[str | bytes]) -> list[Any]:
+    """``[event, *arguments]`` of an encoded packet."""
+    packet = packet_class(encoded_packet=encoded[0])
+    for attachment in encoded[1:]:
+        packet.add_attachment(attachment)
+    plain: list[Any] = packet.data
+    return plain
 
 
 def _new_uid() -> str:
@@ -532,7 +595,7 @@ def _rooms(room: Any) -> list[Hashable] | None:
     return [room]
 
 
-def _sids(skip_sid: str | list[str] | None) -> list[str]:
-    if skip_sid is None:
-        return []
-    return list(skip_sid) if isinstance(skip_sid, (list, tuple, set, frozenset)) else [skip_sid]
+def _sids(skip_sid: str | Iterable[str] | None) -> list[str]:
+    several = [skip_sid] if skip_sid is None or isinstance(skip_sid, str) else list(skip_sid)
+    # None is no client, but it is the name of the room of everybody.
+    return [sid for sid in several if sid is not None]

@@ -18,13 +18,13 @@ def receivers(peers: Iterable[Peer]) -> list[Peer]:
 
 
 def event_receivers(peers: Iterable[Peer], codec: str) -> tuple[list[Peer], list[Peer]]:
-    """The peers that an event goes to: those that can pass our encoded packet on, and those that need it structured.
+    """The peers that an event goes to: those that get our encoded packet, and those that need it structured.
 
-    A peer that has never been linked has not told its codec: it gets the form that everybody understands.
+    A peer that has never been linked has not told its codec. It gets the packet, with the codec's name beside it.
     """
     same: list[Peer] = []
     others: list[Peer] = []
     for peer in peers:
         if peer.receives_events:
-            (same if peer.codec == codec else others).append(peer)
+            (same if peer.codec in (codec, "") else others).append(peer)
     return same, others

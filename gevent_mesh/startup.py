@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import logging
 import os
 import socket
 import weakref
@@ -23,14 +24,22 @@ from typing import Any, Protocol
 
 from gevent.baseserver import BaseServer
 
-__all__ = ["unwatch", "watch"]
+from .errors import StartError
+
+__all__ = ["watch"]
+
+logger = logging.getLogger(__name__)
 
 
 class Startable(Protocol):
     """What `watch` takes."""
 
-    def serving(self) -> None:
-        """This process begins to serve. May raise, to keep it from doing so."""
+    def serving(self) -> bool:
+        """This process begins to serve: join if there is something to join for, and tell whether you have.
+
+        Raises:
+            StartError: something outside of the program is in the way.
+        """
 
     def forked(self) -> None:
         """This process is a new child: nothing that was open belongs to it."""
@@ -45,11 +54,6 @@ def watch(manager: Startable) -> None:
     _watched.add(manager)
 
 
-def unwatch(manager: Startable) -> None:
-    """Stop telling `manager`: it has been stopped on purpose."""
-    _watched.discard(manager)
-
-
 @functools.cache
 def _hook() -> None:
     """Install the two hooks, once for each process and its forks."""
@@ -57,14 +61,29 @@ def _hook() -> None:
 
     @functools.wraps(original)
     def start(self: BaseServer) -> None:
-        for manager in list(_watched):
-            manager.serving()
+        if not getattr(self, "belongs_to_a_node", False):
+            _tell_serving()
         original(self)
         with contextlib.suppress(OSError, AttributeError):  # not TCP, or no socket at all
             self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
     BaseServer.start = start
     os.register_at_fork(after_in_child=_after_fork)
+
+
+def _tell_serving() -> None:
+    """Start what waits. If nothing can, the server does not start either; which of several it is for is not known."""
+    joined = False
+    errors: list[StartError] = []
+    for manager in list(_watched):
+        try:
+            joined = manager.serving() or joined
+        except StartError as error:
+            errors.append(error)
+    if errors and not joined:
+        raise errors[0]
+    for problem in errors:
+        logger.error("a node could not start: %s", problem)
 
 
 def _after_fork() -> None:

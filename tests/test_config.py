@@ -46,10 +46,10 @@ def test_every_option_has_its_place() -> None:
     assert config(
         discovery_service_address="ws://d:1", ws_port=1, ws_host="10.0.0.1", server_address="ws://a:2",
         heartbeat_interval=1, heartbeat_timeout=3, buffered_amount_threshold=65536, resume_window=0,
-        auth_token=TOKEN, channel="c", write_only=True, callback_timeout=9,
+        auth_token=TOKEN, channel="c", callback_timeout=9,
     ) == MeshConfig(
         discovery=("ws://d:1",), port=1, host="10.0.0.1", address="ws://a:2", heartbeat_interval=1,
-        heartbeat_timeout=3, outbox_bytes=65536, resume_window=0, tokens=(TOKEN,), channel="c", write_only=True,
+        heartbeat_timeout=3, outbox_bytes=65536, resume_window=0, tokens=(TOKEN,), channel="c",
         callback_timeout=9,
     )  # fmt: skip
 

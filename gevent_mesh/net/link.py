@@ -88,7 +88,7 @@ class Link:
         self._reader: gevent.Greenlet | None = None
         self._writer: gevent.Greenlet | None = None
         self._heart: gevent.Greenlet | None = None
-        self._ack_timer = gevent.get_hub().loop.timer(ACK_SECONDS)
+        self._ack_timer: Any = None
 
     def __repr__(self) -> str:
         return f"<Link {self.protocol!r} {self.transport.peer_address}>"
@@ -121,6 +121,15 @@ class Link:
         self.cut(reason)
         if self._reader is not None:
             self._reader.kill(block=False)
+
+    def forget(self) -> None:
+        """In a forked child: give up our copy of the connection, and all greenlets, without a word to anybody."""
+        self.protocol.close()
+        self.transport.forget()
+        self._end_ack_timer()
+        for greenlet in (self._reader, self._writer, self._heart):
+            if greenlet is not None:
+                greenlet.kill(block=False)
 
     # ------------------------------------------------------------------ reader
 
@@ -195,7 +204,9 @@ class Link:
             session = peer.session
             if session.owes_ack_now:
                 self.protocol.request_ack()
-            elif session.owes_ack and not self._ack_timer.active:
+            elif session.owes_ack and self._ack_timer is None:
+                # A new one each time: one that has fired and is started again fires at once.
+                self._ack_timer = gevent.get_hub().loop.timer(ACK_SECONDS)
                 self._ack_timer.start(self._ack_due)
             self._owner.link_relieved()
         if self.protocol.has_outgoing:
@@ -203,13 +214,18 @@ class Link:
 
     def _ack_due(self) -> None:
         # Runs in the hub: must not wait.
-        self._ack_timer.stop()
+        self._end_ack_timer()
         self.protocol.request_ack()
         self.wake()
 
+    def _end_ack_timer(self) -> None:
+        timer, self._ack_timer = self._ack_timer, None
+        if timer is not None:
+            timer.stop()
+            timer.close()
+
     def _finish(self) -> None:
-        self._ack_timer.stop()
-        self._ack_timer.close()
+        self._end_ack_timer()
         if self._heart is not None:
             self._heart.kill(block=False)
         self._part()

@@ -133,6 +133,10 @@ class StrangerTicket:
         if self._deadline is not gevent.getcurrent():
             self._deadline.kill(block=False)
 
+    def refused(self, reason: str) -> None:
+        """The owner does not want this one: count it, and tell it in the line that all strangers share."""
+        self._listener._tell(reason, self.host)
+
     def _cut(self, reason: str) -> None:
         self.admitted()
         if not self._transport.ended:
@@ -290,6 +294,9 @@ class _LinesPerSecond:
 
 class _Server(WSGIServer):  # type: ignore[misc]  # gevent ships no types
     """pywsgi's accept loop; a connection goes to `Listener._serve` and reaches pywsgi's handler from there."""
+
+    belongs_to_a_node = True
+    """That this server starts does not mean that an application begins to serve (see `gevent_mesh.startup`)."""
 
     def __init__(self, sock: socket.socket, listener: Listener, application: WSGIApp) -> None:
         # SERVER_NAME is given because pywsgi would look our address up in the DNS to fill it.

@@ -21,9 +21,10 @@ from gevent.pool import Group
 
 from ..config import MeshConfig
 from ..errors import DialError, HandshakeError
-from ..protocol.frames import NONCE_BYTES, Refusal, Role
+from ..protocol.address import format_host_port, is_loopback
+from ..protocol.frames import NONCE_BYTES, Refusal, Role, is_uid
 from ..protocol.handshake import Keys
-from ..protocol.link import Identity, Left, LinkProtocol, Lost, Status
+from ..protocol.link import Identity, Left, LinkProtocol, Lost, Phase, Status
 from ..protocol.membership import Change, PeerState
 from ..protocol.messages import ClusterMessage
 from ..protocol.peers import Peer, PeerTable
@@ -111,7 +112,7 @@ class Mesh:
         self._scheduler: gevent.Greenlet | None = None
         self._listener: Listener | None = None
         self._discovery: list[DiscoveryClient] = []
-        self._stopping = False
+        self._stopping = self._forgotten = False
 
     # ------------------------------------------------------------------ start and stop
 
@@ -126,6 +127,10 @@ class Mesh:
                 self.config.host, self.config.port, on_websocket=self._accept, require_mesh_header=True
             )
             self._listener.start()
+        if self._stopping:
+            # Binding may wait, and somebody may have stopped us meanwhile.
+            self._end()
+            return
         secret = secrets.token_bytes(16)
         self._discovery = [
             DiscoveryClient(
@@ -147,12 +152,15 @@ class Mesh:
         """Leave the mesh: say so, after what was published has gone out.
 
         Args:
-            timeout: the most seconds to wait for peers to take what is waiting for them.
+            timeout: the most seconds to wait until peers, also those that are not linked yet, have what is theirs.
         """
+        self.outboxes.flush(timeout)
         self._stopping = True
+        self._end()
+
+    def _end(self) -> None:
         for client in self._discovery:
             client.stop()
-        self.outboxes.flush(timeout)
         if self._listener is not None:
             self._listener.stop()
         if self._scheduler is not None:
@@ -163,20 +171,28 @@ class Mesh:
 
     def forget(self) -> None:
         """In a forked child: give up everything that belongs to the parent, without a word to anybody."""
+        self._stopping = self._forgotten = True
         for client in self._discovery:
             client.forget()
-        for link in self._connections:
-            link.transport.forget()
         if self._listener is not None:
             self._listener.forget()
+        if self._scheduler is not None:
+            self._scheduler.kill(block=False)
+        for link in list(self._connections):
+            link.forget()
+        self._dials.kill(block=False)
 
     def _address_for(self, local_host: str) -> str:
         """The address to register: as configured, else where the connection to discovery shows us to be reachable."""
-        if not self.address:
-            wildcard = self.config.host in ("", "0.0.0.0", "::")
-            host = local_host if wildcard else self.config.host
-            self.address = f"ws://[{host}]:{self.port}" if ":" in host else f"ws://{host}:{self.port}"
-        return self.address
+        if self.config.address:
+            return self.config.address
+        wildcard = self.config.host in ("", "0.0.0.0", "::")
+        host = local_host if wildcard else self.config.host
+        address = f"ws://{format_host_port(host, self.port)}"
+        # With several discovery servers, what other machines can use is worth more than loopback.
+        if not self.address or not is_loopback(host):
+            self.address = address
+        return address
 
     @property
     def port(self) -> int:
@@ -218,7 +234,9 @@ class Mesh:
         return True
 
     def _take_roster(self, source: str, servers: dict[str, str], complete: bool) -> None:
-        self._report(self.table.roster(source, servers, complete, monotonic()))
+        # Others than ours have names of another form; what is not a node of this kind cannot be linked.
+        nodes = {uid: address for uid, address in servers.items() if is_uid(uid)}
+        self._report(self.table.roster(source, nodes, complete, monotonic()))
         self.outboxes.roster_came()
         self._kick.set()
 
@@ -322,6 +340,8 @@ class Mesh:
         link = Link(transport, self._protocol(), self)
         link.ticket = ticket
         self._run(link)
+        if link.peer is None and link.error is not None:
+            ticket.refused(f"no peer: {link.error}")
 
     def _run(self, link: Link) -> None:
         self._connections.add(link)
@@ -331,8 +351,15 @@ class Mesh:
             self._connections.discard(link)
 
     def _log_failure(self, peer: Peer, error: Exception | None) -> None:
-        if error is None or (isinstance(error, HandshakeError) and error.code == Refusal.DUPLICATE):
+        if error is None or self.table.get(peer.uid) is not peer:
             return
+        if isinstance(error, HandshakeError):
+            if error.code == Refusal.DUPLICATE:
+                return
+            if error.code == Refusal.WRONG_PEER and not self.table.members.is_listed(peer.uid):
+                # Somebody else lives at its address, and nobody knows another one.
+                self._report(self.table.left(peer.uid))
+                return
         text, now = str(error), monotonic()
         last, at = self._last_failure.get(peer.uid, ("", 0.0))
         if text != last or now - at > SAME_FAILURE_SECONDS:
@@ -350,10 +377,14 @@ class Mesh:
         self.table.check_proven(link.protocol, identity.uid)
         while (old := self._links.get(identity.uid)) is not None:
             self._replace(old)
-            # That may have waited, and another link of the pair may have come first.
+            # That may have waited: another link of the pair may have come first, and this one may be gone.
+            if link.protocol.phase is not Phase.PROVEN:
+                raise HandshakeError(Refusal.BUSY, "the link has ended meanwhile")
             self.table.check_proven(link.protocol, identity.uid)
         peer, changes = self.table.link_up(link.protocol, identity, monotonic())
         self._links[peer.uid] = link
+        # Before anything that may let others run, such as logging: what was kept for a newcomer comes first.
+        self._report(changes)
         dialled = self._dialled.pop(peer.uid, link)
         if dialled is not link:
             dialled.cut("the other side was first")
@@ -363,7 +394,6 @@ class Mesh:
         self.counters.links_up += 1
         self._last_failure.pop(peer.uid, None)
         self._logger.info("link up: %s (%s)", peer.uid, peer.member.address or "emitter")
-        self._report(changes)
         return peer
 
     def _note_lost(self, peer: Peer) -> None:
@@ -404,7 +434,7 @@ class Mesh:
         self.counters.spoofed += link.protocol.spoofed
         self.counters.undecodable += link.protocol.undecodable
         peer = link.peer
-        if peer is None or self._links.get(peer.uid) is not link:
+        if peer is None or self._forgotten or self._links.get(peer.uid) is not link:
             return
         del self._links[peer.uid]
         self.counters.links_down += 1

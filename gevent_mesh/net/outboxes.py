@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from time import monotonic
 
@@ -23,8 +23,9 @@ from gevent.event import Event
 
 from ..config import MeshConfig
 from ..protocol.flow import Patience
-from ..protocol.membership import Change
+from ..protocol.membership import Change, PeerState
 from ..protocol.peers import Peer, PeerTable
+from ..protocol.session import Session
 from .link import Link
 from .pause import give_way
 
@@ -75,6 +76,7 @@ class Outboxes:
         self._links = links
         self._limit_bytes = config.outbox_bytes
         self._half_bytes = config.outbox_bytes // 2
+        self._high_water_bytes = min(UNSENT_HIGH_WATER_BYTES, config.outbox_bytes // 4)
         self._counters = counters
         self._logger = logger
         self._patience: dict[str, Patience] = {}
@@ -82,16 +84,22 @@ class Outboxes:
         self._is_waited_for = False
         self._before_roster: deque[bytes] | None = deque() if config.discovery else None
         self._before_roster_bytes = 0
+        self._dropped_before_roster = 0
 
     # ------------------------------------------------------------------ publishing
 
-    def publish(self, peers: Iterable[Peer], message: bytes) -> None:
-        """Put one encoded message into the outboxes of some peers. May let other greenlets run."""
-        pressure = 0
+    def publish(self, peers: Sequence[Peer], message: bytes) -> None:
+        """Put one encoded message into the outboxes of some peers. May let other greenlets run, and wait."""
+        size = len(message)
+        if any(self._is_crowded(peer.session, size) for peer in peers):
+            self._wait_for_room(peers, size)
+        unsent = 0
         for peer in peers:
-            pressure = max(pressure, self._append(peer, message))
-        if pressure > UNSENT_HIGH_WATER_BYTES:
-            self._give_way()
+            self._append(peer, message)
+            if peer.session.attached:
+                unsent = max(unsent, peer.session.waiting_bytes)
+        if unsent > self._high_water_bytes and gevent.getcurrent() is not gevent.get_hub():
+            give_way()
 
     def send(self, uid: str, message: bytes) -> bool:
         """Put a message into one peer's outbox. Never waits.
@@ -105,20 +113,15 @@ class Outboxes:
         self._append(peer, message)
         return True
 
-    def _append(self, peer: Peer, message: bytes) -> int:
-        """Append, and return how many bytes are on their way to being too many."""
+    def _append(self, peer: Peer, message: bytes) -> None:
         session = peer.session
         link = self._links.get(peer.uid)
         if link is not None and session.attached and not session.fits(len(message)):
             self._cut_slow(peer, link)
         session.append(message)
         self._counters.messages_sent += 1
-        if link is None or not session.attached:
-            return 0
-        link.wake()
-        # Up to half of the limit only what is unsent counts; from there on what is unacknowledged does.
-        unacknowledged = session.outbox_bytes
-        return unacknowledged if unacknowledged > self._half_bytes else session.waiting_bytes
+        if link is not None:
+            link.wake()
 
     def _cut_slow(self, peer: Peer, link: Link) -> None:
         self._counters.slow_consumers += 1
@@ -133,40 +136,52 @@ class Outboxes:
 
     # ------------------------------------------------------------------ pace
 
-    def _give_way(self) -> None:
+    def _is_crowded(self, session: Session, size: int) -> bool:
+        """Whether a publisher should wait: what is sent and not acknowledged is on its way to overflow as well."""
+        if not session.attached:
+            return False
+        return session.outbox_bytes > self._half_bytes or not session.fits(size)
+
+    def _wait_for_room(self, peers: Sequence[Peer], size: int) -> None:
         if gevent.getcurrent() is gevent.get_hub():
             return
         give_way()
-        while behind := self._worth_waiting_for():
-            started = monotonic()
+        while waited_for := self._worth_waiting_for(peers, size):
+            since = monotonic()
             self._wait_for_relief(RELIEF_SECONDS)
-            waited = monotonic() - started
-            for peer in behind:
-                self._patience[peer.uid].spend(waited)
+            now = monotonic()
+            for patience in waited_for:
+                patience.spend(since, now)
 
-    def _worth_waiting_for(self) -> list[Peer]:
-        behind = []
-        for peer in self._table.alive():
-            if peer.session.attached and peer.session.outbox_bytes > self._half_bytes:
+    def _worth_waiting_for(self, peers: Sequence[Peer], size: int) -> list[Patience]:
+        """The patience with each peer that has no room and keeps moving."""
+        found = []
+        for peer in peers:
+            link = self._links.get(peer.uid)
+            if link is not None and self._is_crowded(peer.session, size):
                 patience = self._patience.setdefault(peer.uid, Patience())
-                patience.earn(peer.session.acked_bytes)
+                # Bytes that the kernel took count too: a large message is acknowledged only when all of it is there.
+                patience.earn(peer.session.acked_bytes + link.transport.sent_bytes)
                 if patience.is_left:
-                    behind.append(peer)
-        return behind
+                    found.append(patience)
+        return found
 
     def flush(self, timeout: float) -> bool:
-        """Wait until peers with a link have acknowledged all that was published.
+        """Wait until all that was published is acknowledged, by peers that are there or on their way.
 
         Returns:
-            Whether they have.
+            Whether it is.
         """
         deadline = monotonic() + timeout
-        while any(len(peer.session) for peer in self._table.alive() if peer.session.attached):
+        while self._before_roster or any(self._is_owed(peer) for peer in self._table):
             left = deadline - monotonic()
             if left <= 0:
                 return False
-            self._wait_for_relief(left)
+            self._wait_for_relief(min(left, RELIEF_SECONDS))
         return True
+
+    def _is_owed(self, peer: Peer) -> bool:
+        return peer.session.has_outbox and peer.member.state is not PeerState.DEAD
 
     def _wait_for_relief(self, seconds: float) -> None:
         self._is_waited_for = True
@@ -195,19 +210,26 @@ class Outboxes:
         self._before_roster_bytes += len(message)
         while self._before_roster_bytes > self._limit_bytes:
             self._before_roster_bytes -= len(kept.popleft())
+            self._dropped_before_roster += 1
             self._counters.before_roster_dropped += 1
 
     def take_changes(self, changes: Iterable[Change]) -> None:
         """Peers have come or gone: newcomers get what was kept for them, before anything else is sent to them."""
         for change in changes:
-            peer = self._table.get(change.uid)
-            if change.after is None:
+            if change.after in (None, PeerState.ALIVE):
+                # Gone, or back: patience begins anew.
                 self._patience.pop(change.uid, None)
-            elif change.before is None and peer is not None and peer.receives_events:
+            peer = self._table.get(change.uid)
+            if change.before is None and peer is not None and peer.receives_events:
                 for message in self._before_roster or ():
                     self._append(peer, message)
 
     def roster_came(self) -> None:
         """A roster has been taken: whoever comes from now on is new to the mesh."""
+        if self._dropped_before_roster:
+            self._logger.error(
+                "%d messages that were emitted before discovery answered are lost: more than the outbox holds",
+                self._dropped_before_roster,
+            )
         self._before_roster = None
-        self._before_roster_bytes = 0
+        self._before_roster_bytes = self._dropped_before_roster = 0

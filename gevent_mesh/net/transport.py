@@ -43,6 +43,7 @@ class Transport:
         is_client: we dialled, so our frames are the masked ones.
         peer_address: ``host:port`` of the other end, for people.
         local_host: our own IP address as the other end sees it.
+        sent_bytes: what the kernel has taken from us so far.
     """
 
     def __init__(self, sock: socket.socket, *, is_client: bool) -> None:
@@ -51,6 +52,7 @@ class Transport:
         self._unread = b""
         self._read_bytes = _SMALL_READ_BYTES
         self._ended = False
+        self.sent_bytes = 0
         self.peer_address, self.local_host = _names(sock)
         with contextlib.suppress(OSError):
             # Frames are coalesced by their writer; Nagle's wait for a full segment would only be on top of that.
@@ -98,11 +100,14 @@ class Transport:
         sock = self._socket
         try:
             sent = sock.send(data)
+            self.sent_bytes += sent
             if sent == len(data):
                 return
             with memoryview(data) as view:
                 while sent < len(data):
-                    sent += sock.send(view[sent:])
+                    more = sock.send(view[sent:])
+                    self.sent_bytes += more
+                    sent += more
         except ConnectionError:
             raise
         except OSError as error:

@@ -45,11 +45,25 @@ from .messages import ClusterMessage, parse
 from .session import Session
 from .websocket import FrameDecoder, Opcode, close_payload, frame, frame_header
 
-__all__ = ["BATCH_BYTES", "Claimed", "Event", "Identity", "Left", "LinkProtocol", "Lost", "Phase", "Proven", "Status"]
+__all__ = [
+    "BATCH_BYTES",
+    "Claimed",
+    "Dropped",
+    "Event",
+    "Identity",
+    "Left",
+    "LinkProtocol",
+    "Lost",
+    "Phase",
+    "Proven",
+    "Status",
+]
 
 BATCH_BYTES = 256 * 1024
 """How much one BATCH carries, unless a single message is larger."""
 MAX_PENDING_PONGS = 16
+LOOK_UP_EVERY = 64
+"""Messages that may be dropped in a row before the driver hears of it."""
 STALL_SECONDS = 1.0
 """A tick that comes this much too late means that this process stood still, not that the peer did."""
 
@@ -108,7 +122,12 @@ class Left:
     reason: str
 
 
-Event = ClusterMessage | Claimed | Proven | Status | Lost | Left
+@dataclass(frozen=True, slots=True)
+class Dropped:
+    """Some messages were not worth an event of their own: repeats, or malformed. A moment for the driver to look up."""
+
+
+Event = ClusterMessage | Claimed | Proven | Status | Lost | Left | Dropped
 
 
 class Phase(Enum):
@@ -465,17 +484,24 @@ class LinkProtocol:
         if number > session.received + 1:
             raise FrameError(f"messages {session.received + 1} to {number - 1} are missing")
         session.note_received(len(payload))
+        dropped = 0
         for value in _unpack_all(memoryview(payload)[_BATCH_HEADER.size :]):
+            message = None
             if number <= session.received:
                 session.repeats += 1
             else:
                 session.received = number
                 message = self._check(value)
-                if message is not None:
-                    yield message
-                    if self.phase is not Phase.UP:
-                        return
             number += 1
+            if message is not None:
+                yield message
+            else:
+                dropped += 1
+                if dropped % LOOK_UP_EVERY:
+                    continue
+                yield Dropped()
+            if self.phase is not Phase.UP:
+                return
 
     def _check(self, value: object) -> ClusterMessage | None:
         try:

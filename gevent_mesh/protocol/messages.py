@@ -92,6 +92,7 @@ def broadcast(
     opts: dict[str, Any],
     *,
     encoded: list[str | bytes] | None = None,
+    codec: str = "",
     packet: list[Any] | None = None,
     request_id: str | None = None,
 ) -> dict[str, Any]:
@@ -99,14 +100,14 @@ def broadcast(
 
     Args:
         opts: whom it is for.
-        encoded: the Socket.IO packet as the sender's packet class wrote it, for peers with the same one, or
-        packet: ``[event, *arguments]``, for all others.
-        request_id: names the request when clients' acknowledgements are wanted; the key is left out otherwise. It goes
-            with `packet`: every client's packet then gets a number of its own, so its node has to encode it.
+        encoded: the Socket.IO packet as the sender's packet class wrote it, and
+        codec: the name of that form; a node whose clients get another one converts it, or
+        packet: ``[event, *arguments]``, which every node can encode.
+        request_id: names the request when clients' acknowledgements are wanted; the key is left out otherwise.
     """
     data: dict[str, Any] = {"opts": opts}
     if encoded is not None:
-        data["encoded"] = encoded
+        data["encoded"], data["codec"] = encoded, codec
     else:
         data["packet"] = {"type": 2, "data": packet}
     if request_id is not None:
@@ -255,14 +256,16 @@ def _broadcast(data: dict[str, Any]) -> None:
         for part in encoded:
             if type(part) is not str and type(part) is not bytes:
                 raise MessageError("encoded must hold text and binary only")
+    _need(type(data.get("codec", "")) is str, "codec must be text")
     if data.get("requestId") is not None:
         _request_id(data)
-        _need(encoded is None, "a broadcast with acknowledgement must carry a packet")
 
 
 def _move(data: dict[str, Any]) -> None:
     _opts(data)
     _room_list(data, "rooms")
+    # To python-socketio None is the room of everybody in the namespace: whoever left it would be lost to its node.
+    _need(None not in data["rooms"], "a client cannot enter or leave the room None")
 
 
 def _disconnect(data: dict[str, Any]) -> None:

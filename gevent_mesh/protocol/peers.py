@@ -132,7 +132,7 @@ class PeerTable:
     def _forget(self, uid: str) -> None:
         peer = self._peers.pop(uid, None)
         if peer is not None:
-            self.abandoned += len(peer.session) + peer.session.undelivered
+            self.abandoned += peer.session.outbox_messages + peer.session.undelivered
 
     # ------------------------------------------------------------------ dialling
 
@@ -190,11 +190,6 @@ class PeerTable:
         peer = self._peers.get(uid)
         if peer is not None and peer.linked_at >= link.hello_at:
             raise HandshakeError(Refusal.DUPLICATE, "this pair has been linked meanwhile")
-
-    def current_link(self, uid: str) -> LinkProtocol | None:
-        """The link that a proven newcomer would replace; its reader has to be stopped first."""
-        peer = self._peers.get(uid)
-        return None if peer is None else peer.link
 
     def link_up(self, link: LinkProtocol, identity: Identity, now: float) -> tuple[Peer, list[Change]]:
         """A proven peer has a link; the former one, if any, has been taken down.

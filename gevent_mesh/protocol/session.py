@@ -70,13 +70,9 @@ class Session:
     def __repr__(self) -> str:
         state = "attached" if self._attached else "abandoned" if self._abandoned else "detached"
         return (
-            f"<Session {self._stream.hex()} {state} next={self.next_sequence} outbox={len(self)} "
+            f"<Session {self._stream.hex()} {state} next={self.next_sequence} outbox={self.outbox_messages} "
             f"({self.outbox_bytes} bytes) received={self.received} lost={self.sent_lost}/{self.received_lost}>"
         )
-
-    def __len__(self) -> int:
-        """The number of messages in the outbox."""
-        return len(self._unacked) + len(self._waiting)
 
     # ------------------------------------------------------------------ sending
 
@@ -84,6 +80,16 @@ class Session:
     def next_sequence(self) -> int:
         """The number that the next message will get."""
         return self._first + len(self._unacked) + len(self._waiting)
+
+    @property
+    def outbox_messages(self) -> int:
+        """Messages that the peer has not acknowledged."""
+        return len(self._unacked) + len(self._waiting)
+
+    @property
+    def has_outbox(self) -> bool:
+        """Whether the peer has not acknowledged something."""
+        return bool(self._unacked or self._waiting)
 
     @property
     def outbox_bytes(self) -> int:
@@ -176,7 +182,7 @@ class Session:
         Returns:
             How many messages were given up.
         """
-        count = len(self)
+        count = self.outbox_messages
         self._first += count
         self._unacked.clear()
         self._waiting.clear()

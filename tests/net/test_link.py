@@ -160,7 +160,7 @@ def test_messages_flow_both_ways_in_order(connect: Connect) -> None:
         gevent.sleep(0)
     dialer.hears(1000)
     listener.hears(1000)
-    eventually(lambda: len(dialer.session) == len(listener.session) == 0)
+    eventually(lambda: dialer.session.outbox_messages == listener.session.outbox_messages == 0)
 
 
 def test_without_load_a_message_leaves_at_once_and_is_acknowledged_soon(connect: Connect) -> None:
@@ -169,7 +169,7 @@ def test_without_load_a_message_leaves_at_once_and_is_acknowledged_soon(connect:
     dialer.say(1)
     listener.hears(1)
     assert time.monotonic() - began < 0.15
-    eventually(lambda: len(dialer.session) == 0)
+    eventually(lambda: dialer.session.outbox_messages == 0)
     assert time.monotonic() - began < 1.5
 
 
@@ -320,7 +320,7 @@ def test_reader_that_stops_in_the_middle_of_a_batch_gets_the_rest_over_the_next_
         dialer.ends()
         received += listener.got
     dialer, listener = connect(sessions=sessions)
-    eventually(lambda: not len(sessions[0]))
+    eventually(lambda: not sessions[0].has_outbox)
     assert [*received, *listener.got] == list(range(1, 201))
     assert sessions[0].resumed == 5
     assert sessions[1].repeats == 0
@@ -375,5 +375,5 @@ def test_sending_to_a_peer_that_is_gone_ends_the_link(connect: Connect) -> None:
     listener.link.transport.abort()
     dialer.say(1, 100, padding=100_000)
     assert dialer.ends()
-    assert len(dialer.session) == 100
+    assert dialer.session.outbox_messages == 100
     listener.ends()

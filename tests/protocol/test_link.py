@@ -145,7 +145,7 @@ def test_what_waits_goes_both_ways_and_is_acknowledged() -> None:
     for side in (a, b):
         side.protocol.request_ack()
     exchange(a, b)
-    assert (len(a.session), len(b.session)) == (0, 0)
+    assert (a.session.outbox_messages, b.session.outbox_messages) == (0, 0)
 
 
 def _conversation(split: Any) -> tuple[list[Any], list[Any], int]:
@@ -676,11 +676,11 @@ def test_acknowledgements_ride_on_batches() -> None:
     a, b = connected()
     a.session.append(event(1))
     exchange(a, b)
-    assert len(a.session) == 1
+    assert a.session.outbox_messages == 1
     b.session.append(event(1, uid=HIGH))
     assert not b.protocol._ack_wanted
     exchange(a, b)
-    assert len(a.session) == 0
+    assert a.session.outbox_messages == 0
 
 
 def test_acknowledgements_ride_on_heartbeats() -> None:
@@ -690,7 +690,7 @@ def test_acknowledgements_ride_on_heartbeats() -> None:
     b.protocol.tick(5.0, {})
     assert [type(found) for found in _peek(b)] == [Heartbeat]
     exchange(a, b)
-    assert len(a.session) == 0
+    assert a.session.outbox_messages == 0
 
 
 def _peek(side: Side) -> list[Frame]:
@@ -708,7 +708,7 @@ def test_an_acknowledgement_can_go_alone_and_goes_once() -> None:
     b.protocol.request_ack()
     assert _peek(b) == [Batch(1, 1, b"")]
     exchange(a, b)
-    assert len(a.session) == 0
+    assert a.session.outbox_messages == 0
     b.protocol.request_ack()
     assert not b.protocol.has_outgoing, "nothing is owed any more"
 
