@@ -160,8 +160,8 @@ class Outboxes:
             link = self._links.get(peer.uid)
             if link is not None and self._is_crowded(peer.session, size):
                 patience = self._patience.setdefault(peer.uid, Patience())
-                # Bytes that the kernel took count too: a large message is acknowledged only when all of it is there.
-                patience.earn(peer.session.acked_bytes + link.transport.sent_bytes)
+                # Not only what is acknowledged counts: a large message is when all of it is there.
+                patience.earn(peer.session.acked_bytes + link.transport.delivered_bytes)
                 if patience.is_left:
                     found.append(patience)
         return found

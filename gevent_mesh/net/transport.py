@@ -12,8 +12,11 @@ Rules:
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import struct
+import sys
+import termios
 
 from gevent import socket
 
@@ -43,7 +46,6 @@ class Transport:
         is_client: we dialled, so our frames are the masked ones.
         peer_address: ``host:port`` of the other end, for people.
         local_host: our own IP address as the other end sees it.
-        sent_bytes: what the kernel has taken from us so far.
     """
 
     def __init__(self, sock: socket.socket, *, is_client: bool) -> None:
@@ -52,7 +54,7 @@ class Transport:
         self._unread = b""
         self._read_bytes = _SMALL_READ_BYTES
         self._ended = False
-        self.sent_bytes = 0
+        self._sent_bytes = 0
         self.peer_address, self.local_host = _names(sock)
         with contextlib.suppress(OSError):
             # Frames are coalesced by their writer; Nagle's wait for a full segment would only be on top of that.
@@ -100,18 +102,26 @@ class Transport:
         sock = self._socket
         try:
             sent = sock.send(data)
-            self.sent_bytes += sent
+            self._sent_bytes += sent
             if sent == len(data):
                 return
             with memoryview(data) as view:
                 while sent < len(data):
                     more = sock.send(view[sent:])
-                    self.sent_bytes += more
+                    self._sent_bytes += more
                     sent += more
         except ConnectionError:
             raise
         except OSError as error:
             raise ConnectionAbortedError(f"the connection to {self.peer_address} is over: {error}") from error
+
+    @property
+    def delivered_bytes(self) -> int:
+        """What the other side's kernel has so far; where ours does not tell, what ours has taken."""
+        with contextlib.suppress(OSError, ValueError):
+            queued = fcntl.ioctl(self._socket.fileno(), termios.TIOCOUTQ, bytes(4))
+            return self._sent_bytes - int.from_bytes(queued, sys.byteorder)
+        return self._sent_bytes
 
     def abort(self) -> None:
         """End it at once, with a TCP reset: what is still in the buffers of either side is dropped."""

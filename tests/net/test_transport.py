@@ -203,3 +203,19 @@ def test_forget_in_a_fork_leaves_the_connection_of_the_parent(raw_pair: tuple[Tr
     assert plain.recv(100) == b"still here"
     plain.sendall(b"me too")
     assert transport.recv() == b"me too"
+
+
+def test_what_the_other_side_has_taken_is_known() -> None:
+    with gevent.socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        listening.listen()
+        ours = gevent.socket.create_connection(listening.getsockname())
+        theirs, _ = listening.accept()
+        transport = Transport(ours, is_client=True)
+        try:
+            transport.send(b"x" * 1000)
+            eventually(lambda: transport.delivered_bytes == 1000)
+        finally:
+            transport.abort()
+            theirs.close()
+    assert transport.delivered_bytes == 1000
