@@ -91,13 +91,13 @@ class Outboxes:
     def publish(self, peers: Sequence[Peer], message: bytes) -> None:
         """Put one encoded message into the outboxes of some peers. May let other greenlets run, and wait."""
         size = len(message)
-        if any(self._is_crowded(peer.session, size) for peer in peers):
-            self._wait_for_room(peers, size)
+        for peer in peers:
+            if self._is_crowded(peer.session, size):
+                self._wait_for_room(peers, size)
+                break
         unsent = 0
         for peer in peers:
-            self._append(peer, message)
-            if peer.session.attached:
-                unsent = max(unsent, peer.session.waiting_bytes)
+            unsent = max(unsent, self._append(peer, message))
         if unsent > self._high_water_bytes and gevent.getcurrent() is not gevent.get_hub():
             give_way()
 
@@ -113,15 +113,18 @@ class Outboxes:
         self._append(peer, message)
         return True
 
-    def _append(self, peer: Peer, message: bytes) -> None:
+    def _append(self, peer: Peer, message: bytes) -> int:
+        """Append, and return how many bytes wait for the link to take them."""
         session = peer.session
         link = self._links.get(peer.uid)
         if link is not None and session.attached and not session.fits(len(message)):
             self._cut_slow(peer, link)
         session.append(message)
         self._counters.messages_sent += 1
-        if link is not None:
-            link.wake()
+        if link is None or not session.attached:
+            return 0
+        link.wake()
+        return session.waiting_bytes
 
     def _cut_slow(self, peer: Peer, link: Link) -> None:
         self._counters.slow_consumers += 1
