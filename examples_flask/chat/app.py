@@ -20,7 +20,6 @@ from __future__ import annotations
 import argparse
 import os
 import signal
-import socket
 import sys
 import time
 import unicodedata
@@ -328,8 +327,6 @@ def serve() -> None:
     except (OSError, StartError) as error:
         print(f"cannot start: {error}", file=sys.stderr)
         raise SystemExit(2) from None
-    # Else a second event to the same page waits for the acknowledgement of the first, which may take 40 ms.
-    server.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     print(f"chat server {server_name()} listening on http://{settings.host}:{server.server_port}", flush=True)
     here.start()
     stop = Event()
