@@ -359,7 +359,10 @@ class GeventMeshManager(PubSubManager):  # type: ignore[misc]  # python-socketio
     # ------------------------------------------------------------------ outgoing
 
     def _encode(self, event: str, data: Any, namespace: str) -> list[str | bytes]:
-        packet = self._packet_class(sio_packet.EVENT, namespace=namespace, data=[event, *_arguments(data)])
+        arguments = _arguments(data)
+        # The packet class looks for binary in every corner of the data, unless it is told that there is none.
+        binary = False if _PLAIN.issuperset(map(type, arguments)) else None
+        packet = self._packet_class(sio_packet.EVENT, namespace=namespace, data=[event, *arguments], binary=binary)
         encoded = packet.encode()
         return encoded if isinstance(encoded, list) else [encoded]
 
@@ -552,6 +555,9 @@ class GeventMeshManager(PubSubManager):  # type: ignore[misc]  # python-socketio
         opts = message.data["opts"]
         return self._fanout.participants(message.nsp, opts["rooms"], opts["except"])
 
+
+_PLAIN = frozenset((str, int, float, bool, type(None)))
+"""Types of arguments in which there can be no binary."""
 
 _CODECS = {"json": sio_packet.Packet, "msgpack": MsgPackPacket}
 """The forms of packets that every node can read."""

@@ -212,7 +212,8 @@ class TestEmit:
 
         assert _codec_name(socketio.packet.Packet) == "json"
         assert _codec_name(MsgPackPacket) == "msgpack"
-        assert _codec_name(MsgPackPacket.configure()) == "msgpack"
+        if hasattr(MsgPackPacket, "configure"):
+            assert _codec_name(MsgPackPacket.configure()) == "msgpack"
         assert _codec_name(Own).endswith("Own")
 
 

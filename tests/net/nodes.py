@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import secrets
 from collections.abc import Callable
@@ -23,7 +24,10 @@ from gevent_mesh.protocol.peers import Peer
 from gevent_mesh.protocol.session import Session
 from tests.support import eventually
 
-__all__ = ["HandMade", "Member", "numbered", "uid_above", "uid_below"]
+__all__ = ["MIDDLE", "HandMade", "Join", "Member", "linked", "numbered", "pair", "uid_above", "uid_below"]
+
+MIDDLE = "8000000000000000"
+"""A uid with room on both sides."""
 
 NOBODY = "ws://127.0.0.1:1"
 """Nobody listens there: a discovery that is configured, and does not disturb."""
@@ -56,7 +60,9 @@ class Member:
         on_message: called with each message, after it was noted.
     """
 
-    def __init__(self, discovery: str = NOBODY, *, uid: str = "", codec: str = "json", **config: Any) -> None:
+    def __init__(
+        self, discovery: str = NOBODY, *, uid: str = "", codec: str = "json", starts: bool = True, **config: Any
+    ) -> None:
         self.uid = uid or secrets.token_hex(8)
         self.got: list[tuple[str, int]] = []
         self.clients = 0
@@ -72,8 +78,9 @@ class Member:
             client_count=lambda: self.clients,
             logger=logging.getLogger("tests.mesh"),
         )
-        self.mesh.start()
-        if not self.mesh.config.write_only:
+        if starts:
+            self.mesh.start()
+        if starts and not self.mesh.config.write_only:
             # A connection to discovery would have shown it.
             self.mesh.address = self.address
 
@@ -97,9 +104,12 @@ class Member:
     def say(self, count: int = 1, padding: int = 0) -> int:
         """Publish numbered messages to all peers; returns the last number."""
         for _ in range(count):
-            peers = [peer for peer in self.mesh.table if peer.receives_events]
-            self.mesh.outboxes.publish(peers, numbered(self.uid, self._next, padding))
+            message = numbered(self.uid, self._next, padding)
+            # Publishing may wait, and others may speak meanwhile.
             self._next += 1
+            peers = [peer for peer in self.mesh.table if peer.receives_events]
+            self.mesh.outboxes.keep_for_newcomers(message)
+            self.mesh.outboxes.publish(peers, message)
         return self._next - 1
 
     def numbers_from(self, other: Member | str) -> list[int]:
@@ -115,6 +125,24 @@ class Member:
         number = number_of(message)
         self.got.append((peer.uid, number))
         self.on_message(number)
+
+
+Join = Callable[..., Member]
+"""Starts a node, see the fixture `join`."""
+
+
+def linked(*members: Member) -> None:
+    """Wait until all of them are linked."""
+    for one, other in itertools.permutations(members, 2):
+        eventually(lambda one=one, other=other: one.link(other), 10)  # type: ignore[misc]  # bound now
+
+
+def pair(join: Join, **options: Any) -> tuple[Member, Member]:
+    """Two linked nodes; the first one dials."""
+    one, two = join(uid=uid_below(MIDDLE), **options), join(uid=MIDDLE, **options)
+    one.names(two)
+    linked(one, two)
+    return one, two
 
 
 class HandMade:

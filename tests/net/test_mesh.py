@@ -9,8 +9,6 @@ import subprocess
 import sys
 import textwrap
 import time
-from collections.abc import Callable, Iterator
-from typing import Any
 
 import gevent
 import pytest
@@ -24,48 +22,8 @@ from gevent_mesh.protocol.frames import Refusal
 from gevent_mesh.protocol.link import Left, Phase
 from gevent_mesh.protocol.session import Session
 from gevent_mesh_discovery import DiscoveryServer
-from tests.net.nodes import HandMade, Member, numbered, uid_above, uid_below
+from tests.net.nodes import MIDDLE, HandMade, Join, Member, linked, numbered, pair, uid_above, uid_below
 from tests.support import eventually
-
-Join = Callable[..., Member]
-
-MIDDLE = "8000000000000000"
-
-
-@pytest.fixture
-def join() -> Iterator[Join]:
-    """Starts nodes, and stops them."""
-    members: list[Member] = []
-
-    def start(*args: Any, **options: Any) -> Member:
-        members.append(Member(*args, **options))
-        return members[-1]
-
-    yield start
-    for member in members:
-        member.on_message = lambda _number: None
-    gevent.joinall([gevent.spawn(member.mesh.stop, 0.2) for member in members], timeout=10)
-
-
-@pytest.fixture
-def discovery() -> Iterator[DiscoveryServer]:
-    server = DiscoveryServer(port=0)
-    server.start()
-    yield server
-    server.stop()
-
-
-def linked(*members: Member) -> None:
-    for one, other in itertools.permutations(members, 2):
-        eventually(lambda one=one, other=other: one.link(other), 10)  # type: ignore[misc]  # bound now
-
-
-def pair(join: Join, **options: Any) -> tuple[Member, Member]:
-    """Two linked nodes; the first one dials."""
-    one, two = join(uid=uid_below(MIDDLE), **options), join(uid=MIDDLE, **options)
-    one.names(two)
-    linked(one, two)
-    return one, two
 
 
 class TestForming:
@@ -481,8 +439,7 @@ def test_it_works_whether_or_not_the_process_is_monkey_patched(patched: bool) ->
         {"monkey.patch_all()" if patched else ""}
         import itertools
         from gevent_mesh_discovery import DiscoveryServer
-        from tests.net.nodes import Member
-        from tests.net.test_mesh import linked
+        from tests.net.nodes import Member, linked
         server = DiscoveryServer(port=0)
         server.start()
         members = [Member(server.url) for _ in range(3)]
