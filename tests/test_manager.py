@@ -20,6 +20,9 @@ from socketio.msgpack_packet import MsgPackPacket
 
 from gevent_mesh import ConfigError, GeventMeshManager, PayloadTooLarge, StartError
 from gevent_mesh.manager import _codec_name
+from gevent_mesh.net import mesh
+from gevent_mesh_discovery import DiscoveryServer
+from tests.support import eventually
 
 
 @pytest.fixture
@@ -77,6 +80,14 @@ class TestFlaskTestClient:
         assert one.emit("ask", 1, callback=True) == 2
         two.disconnect()
         assert not two.is_connected()
+
+    def test_opens_no_port_although_there_is_a_discovery_service(self, clustered: GeventMeshManager) -> None:
+        app, sio = _flask_app(clustered)
+        client = sio.test_client(app)
+        client.emit("join", "room")
+        client.emit("say", {"room": "room"})
+        assert client.is_connected()
+        assert clustered.mesh is None
 
     def test_still_refuses_managers_that_need_a_broker(self, manager: GeventMeshManager) -> None:
         _flask_app(manager)
@@ -163,6 +174,14 @@ class TestEmit:
         assert receivers(room=[]) == set()
         assert receivers(room="nobody") == set()
         assert receivers(ignore_queue=True, room="b") == {"two", "three"}
+
+    def test_none_among_skipped_clients_skips_nobody(self, manager: GeventMeshManager) -> None:
+        sio, sent = self._sent(manager)
+        one, _ = self._connect(manager, "one"), self._connect(manager, "two")
+        for skipped, expected in (([None], ["one", "two"]), ([None, one], ["two"]), (None, ["one", "two"])):
+            sent.clear()
+            sio.emit("event", "x", skip_sid=skipped)
+            assert [eio_sid for eio_sid, _ in sent] == expected
 
     @pytest.mark.parametrize(
         ("data", "encoded"),
@@ -275,6 +294,41 @@ class TestJoining:
                 self._server(manager).start()
             assert manager.mesh is None
 
+    def test_another_application_that_cannot_bind_does_not_keep_a_server_from_starting(
+        self, make_manager: Any, caplog: Any
+    ) -> None:
+        with socket.socket() as taken:
+            taken.bind(("127.0.0.1", 0))
+            taken.listen()
+            port = taken.getsockname()[1]
+            ours, other = make_manager("ws://127.0.0.1:1", ws_port=0), make_manager("ws://127.0.0.1:1", ws_port=port)
+            server = self._server(ours)
+            self._server(other)
+            server.start()
+            try:
+                assert server.started
+                assert ours.mesh is not None
+                assert other.mesh is None
+                assert str(port) in caplog.text
+            finally:
+                server.stop()
+
+    def test_the_first_client_after_stop_does_not_bring_a_node_back(self, clustered: GeventMeshManager) -> None:
+        sio = socketio.Server(async_mode="gevent", client_manager=clustered)
+        clustered.start()
+        clustered.stop()
+        sio._handle_eio_connect("eio", {})
+        assert clustered.mesh is None
+
+    def test_emitting_after_stop_does_not_bring_a_write_only_node_back(self, make_manager: Any, caplog: Any) -> None:
+        manager = make_manager("ws://127.0.0.1:1", write_only=True)
+        manager.emit("event", 1)
+        assert manager.mesh is not None
+        manager.stop(0)
+        manager.emit("event", 2)
+        assert manager.mesh is None
+        assert "after stop()" in caplog.text
+
     def test_every_start_is_another_node(self, clustered: GeventMeshManager) -> None:
         clustered.start()
         first = clustered.uid
@@ -313,6 +367,126 @@ class TestJoining:
         sio.emit("event", 1)
         sio.emit("event", 2)
         assert caplog.text.count("start()") == 1
+
+
+class Node:
+    """A node with clients that exist on paper only: what is sent to them is noted, and tests answer for them."""
+
+    def __init__(self, manager: GeventMeshManager, **options: Any) -> None:
+        self.manager = manager
+        self.server = socketio.Server(async_mode="gevent", client_manager=manager, **options)
+        self.sent: list[tuple[str, Any]] = []
+        self.server._send_eio_packet = lambda eio_sid, packet: self.sent.append((eio_sid, packet.data))
+        self.server.eio.send = lambda eio_sid, data: self.sent.append((eio_sid, data))
+        self.manager.start()
+
+    def connects(self, eio_sid: str) -> str:
+        self.server._handle_eio_connect(eio_sid, {})
+        self.server._handle_eio_message(eio_sid, "0")
+        (sid,) = (sid for sid, eio in self.manager.get_participants("/", None) if eio == eio_sid)
+        self.sent.clear()
+        return str(sid)
+
+    def gets(self, text: str) -> None:
+        """Wait until a client gets a packet that has this in it."""
+        eventually(lambda: any(text in str(packet) for _, packet in self.sent))
+
+
+class TestAcrossNodes:
+    """One thing that a peer asks for at a time. How nodes work together is in the integration tests."""
+
+    @pytest.fixture
+    def nodes(self, make_manager: Any) -> Any:
+        discovery = DiscoveryServer(port=0)
+        discovery.start()
+        pair = [
+            Node(make_manager(discovery.url, ws_port=0, callback_timeout=0.2, heartbeat_interval=0.1)) for _ in "ab"
+        ]
+        for node in pair:
+            assert node.manager.wait_for_peers(1)
+        yield pair
+        for node in pair:
+            node.manager.stop(0.2)
+        discovery.stop()
+
+    def test_a_peer_cannot_take_a_client_out_of_the_room_that_is_its_sid(self, nodes: list[Node], caplog: Any) -> None:
+        ours, theirs = nodes
+        sid = ours.connects("one")
+        ours.manager.enter_room(sid, "/", "room")
+        theirs.manager.close_room(sid)
+        theirs.manager.leave_room(sid, "/", "room")
+        eventually(lambda: ours.manager.get_rooms(sid, "/") == [sid])
+        assert sid in caplog.text
+        theirs.server.emit("event", "still here", to=sid)
+        ours.gets("still here")
+
+    def test_a_peer_cannot_take_a_client_out_of_the_room_of_everybody(self, nodes: list[Node]) -> None:
+        ours, theirs = nodes
+        sid = ours.connects("one")
+        ours.manager.enter_room(sid, "/", "room")
+        theirs.manager.leave_room(sid, "/", None)
+        theirs.manager.close_room(None)
+        theirs.manager.leave_room(sid, "/", "room")
+        eventually(lambda: ours.manager.get_rooms(sid, "/") == [sid])
+        assert ours.manager.is_connected(sid, "/")
+        theirs.server.emit("event", "still here")
+        ours.gets("still here")
+
+    def test_callbacks_of_clients_that_never_answer_are_dropped(
+        self, nodes: list[Node], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(mesh, "SWEEP_SECONDS", 0.05)
+        ours, theirs = nodes
+        sid = ours.connects("one")
+        answers: list[Any] = []
+        for number in range(50):
+            theirs.server.emit("ask", number, to=sid, callback=answers.append)
+        ours.gets('"ask",49')
+        numbers = [number for number in ours.manager.callbacks[sid] if number]
+        assert len(numbers) == 50
+        eventually(lambda: len(ours.manager.callbacks[sid]) <= 1)
+        assert not ours.manager._asked_clients
+        eventually(lambda: not len(theirs.manager._requests))
+        assert answers == []
+
+    def test_an_acknowledgement_that_cannot_be_encoded_is_logged(self, nodes: list[Node], caplog: Any) -> None:
+        ours, theirs = nodes
+        sid = ours.connects("one")
+        answers: list[Any] = []
+        for value in (2**70, 7):
+            ours.sent.clear()
+            theirs.server.emit("ask", value, to=sid, callback=answers.append)
+            ours.gets("ask")
+            number = str(ours.sent[0][1]).partition("[")[0].removeprefix("2")
+            # As a client's message comes in: an exception here would end its connection.
+            ours.server._handle_eio_message("one", f"3{number}[{value}]")
+        eventually(lambda: answers == [7])
+        assert "acknowledgement cannot be passed on" in caplog.text
+        assert "Traceback" not in caplog.text
+
+    def test_an_event_with_a_callback_carries_whatever_the_packet_class_can(self, nodes: list[Node]) -> None:
+        ours, theirs = nodes
+        sid = ours.connects("one")
+        answers: list[Any] = []
+        theirs.server.emit("ask", {"large": 2**70}, to=sid, callback=answers.append)
+        ours.gets(f'{{"large":{2**70}}}')
+        number = str(ours.sent[0][1]).partition("[")[0].removeprefix("2")
+        ours.server._handle_eio_message("one", f'3{number}["yes"]')
+        eventually(lambda: answers == ["yes"])
+
+    def test_an_event_is_the_same_whether_or_not_a_peer_is_joining(self, make_manager: Any) -> None:
+        node = Node(make_manager("ws://127.0.0.1:1", ws_port=0), serializer="msgpack")
+        running = node.manager.mesh
+        assert running is not None
+        node.server.emit("event", {1: "a"})
+        joining = "0" * 16
+        running._take_roster("test", {joining: "ws://127.0.0.1:1"}, True)
+        node.server.emit("event", {1: "a"})
+        peer = running.table.get(joining)
+        assert peer is not None
+        before, after = peer.session.outbox()
+        assert before == after
+        node.manager.stop(0)
 
 
 def test_waiting_for_peers_ends_at_its_timeout(clustered: GeventMeshManager) -> None:

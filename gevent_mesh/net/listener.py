@@ -133,9 +133,14 @@ class StrangerTicket:
         if self._deadline is not gevent.getcurrent():
             self._deadline.kill(block=False)
 
-    def refused(self, reason: str) -> None:
-        """The owner does not want this one: count it, and tell it in the line that all strangers share."""
-        self._listener._tell(reason, self.host)
+    def refused(self, reason: str, detail: str = "") -> None:
+        """The owner does not want this one: count it, and tell it in the line that all strangers share.
+
+        Args:
+            reason: one of a few, for it is counted by that.
+            detail: what the log should say besides; may come from the stranger.
+        """
+        self._listener._tell(reason, self.host, detail)
 
     def _cut(self, reason: str) -> None:
         self.admitted()
@@ -268,12 +273,13 @@ class Listener:
         transport.unread(behind)
         return head + _END_OF_HEAD
 
-    def _tell(self, reason: str, host: str) -> None:
+    def _tell(self, reason: str, host: str, detail: str = "") -> None:
         self.strangers_cut[reason] += 1
         suppressed = self._lines.next(time.monotonic())
         if suppressed is not None:
             more = f" (and {suppressed} more since the last such line)" if suppressed else ""
-            _log.warning("port %s: cut a connection from %s: %s%s", self.port, host, reason, more)
+            why = f"{reason}: {detail!r}" if detail else reason
+            _log.warning("port %s: cut a connection from %s: %s%s", self.port, host, why, more)
 
 
 class _LinesPerSecond:

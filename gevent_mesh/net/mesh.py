@@ -341,7 +341,7 @@ class Mesh:
         link.ticket = ticket
         self._run(link)
         if link.peer is None and link.error is not None:
-            ticket.refused(f"no peer: {link.error}")
+            ticket.refused("no peer", str(link.error))
 
     def _run(self, link: Link) -> None:
         self._connections.add(link)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import logging
 import secrets
 from collections.abc import Callable
@@ -40,7 +41,10 @@ def numbered(uid: str, number: int, padding: int = 0) -> bytes:
 
 
 def number_of(message: ClusterMessage) -> int:
-    number: int = message.data["packet"]["data"][1]
+    """The number that a message carries, whether `numbered` made it or a manager's ``emit("tick", number)``."""
+    encoded = message.data.get("encoded")
+    data = message.data["packet"]["data"] if encoded is None else json.loads(encoded[0][1:])
+    number: int = data[1]
     return number
 
 

@@ -15,9 +15,11 @@ from gevent import socket
 from gevent.event import Event as GeventEvent
 
 from gevent_mesh.errors import HandshakeError
-from gevent_mesh.net.link import PARTING_SECONDS, Link
+from gevent_mesh.net import link as module
+from gevent_mesh.net.link import ACK_SECONDS, PARTING_SECONDS, Link
+from gevent_mesh.net.pause import give_way
 from gevent_mesh.net.transport import Transport
-from gevent_mesh.protocol.frames import MAX_FRAME_BYTES, Refusal
+from gevent_mesh.protocol.frames import MAX_FRAME_BYTES, Refusal, batch_header
 from gevent_mesh.protocol.handshake import Keys
 from gevent_mesh.protocol.link import Identity, Left, LinkProtocol, Lost, Phase, Status
 from gevent_mesh.protocol.membership import Backoff, Member, PeerState
@@ -229,6 +231,69 @@ def test_reader_gives_way_during_a_flood(connect: Connect) -> None:
     ticking.kill()
     # A slice of 5 ms has at most 50 of them; 500 would be 50 ms without a turn for anybody else.
     assert max(len(list(run)) for _, run in itertools.groupby(handled)) < 500
+
+
+def test_acknowledgement_without_traffic_waits_each_time(connect: Connect) -> None:
+    dialer, listener = connect(heartbeat_interval=30.0, heartbeat_timeout=60.0)
+    for number in range(1, 4):
+        dialer.say(number)
+        listener.hears(number)
+        heard_at = time.monotonic()
+        eventually(lambda: not dialer.session.has_outbox)
+        assert ACK_SECONDS / 2 < time.monotonic() - heard_at < ACK_SECONDS + 1
+
+
+def test_acknowledgements_are_few_when_messages_come_one_by_one(connect: Connect) -> None:
+    dialer, listener = connect(heartbeat_interval=30.0, heartbeat_timeout=60.0)
+    frames = [0]
+    send = listener.link.transport.send
+
+    def count(data: bytes) -> None:
+        frames[0] += 1
+        send(data)
+
+    listener.link.transport.send = count  # type: ignore[method-assign]  # watched
+    for number in range(1, 101):
+        dialer.say(number)
+        gevent.sleep(0.01)  # their pace
+    listener.hears(100)
+    eventually(lambda: not dialer.session.has_outbox)
+    assert 2 <= frames[0] < 20
+
+
+@pytest.mark.parametrize("repeated", [False, True], ids=["junk", "repeated"])
+def test_batch_of_nothing_but_worthless_messages_keeps_nobody_from_running(
+    connect: Connect, monkeypatch: pytest.MonkeyPatch, repeated: bool
+) -> None:
+    count = 50_000
+    dialer, listener = connect()
+    protocol, session = listener.link.protocol, listener.session
+    junk = b"\xc0"
+
+    def dropped() -> int:
+        return session.repeats if repeated else protocol.undecodable
+
+    seen: list[int] = []
+
+    def watch() -> None:
+        while not seen or seen[-1] < count:
+            give_way()
+            seen.append(dropped())
+
+    # The reader gives way whenever it looks up: what counts is how often it does, not how fast this machine is.
+    monkeypatch.setattr(module, "SLICE_SECONDS", -1.0)
+    watching = gevent.spawn(watch)
+    for _ in range(count):
+        dialer.session.append(junk)
+    dialer.link.wake()
+    if repeated:
+        eventually(lambda: not dialer.session.has_outbox, 20)
+        dialer.link.transport.send(frame(Opcode.BINARY, batch_header(1, 0) + junk * count, mask=True))
+    watching.get(timeout=20)
+    assert dropped() == count
+    assert max(after - before for before, after in itertools.pairwise(seen)) <= 1000
+    dialer.say(count + 1)
+    eventually(lambda: listener.got == [count + 1])
 
 
 def test_cut_ends_both_sides_at_once(connect: Connect) -> None:

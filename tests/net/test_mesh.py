@@ -9,8 +9,10 @@ import subprocess
 import sys
 import textwrap
 import time
+from typing import Any
 
 import gevent
+import gevent.subprocess
 import pytest
 from gevent.event import Event
 
@@ -86,6 +88,17 @@ class TestForming:
         linked(one, two)
         assert one.link(other) is None
 
+    def test_uid_that_an_address_no_longer_belongs_to_is_forgotten_once_nobody_names_it(self, join: Join) -> None:
+        one, two = join(uid=uid_below(MIDDLE)), join(uid=MIDDLE)
+        other = uid_above(MIDDLE)
+        one.names(**{other: two.address})
+        eventually(lambda: other in one.mesh._last_failure)
+        assert one.mesh.table.get(other) is not None
+        one.names()
+        eventually(lambda: one.mesh.table.get(other) is None, 10)
+        assert one.mesh.peers == []
+        assert other not in one.mesh._last_failure
+
     def test_channels_do_not_mix(self, join: Join, caplog: pytest.LogCaptureFixture) -> None:
         one, two = join(channel="one"), join(channel="two")
         one.names(two)
@@ -99,6 +112,24 @@ class TestForming:
         two.names(one)
         eventually(lambda: "token" in caplog.text)
         assert one.mesh.table.alive() == two.mesh.table.alive() == []
+
+    def test_strangers_without_the_token_are_counted(self, join: Join, caplog: pytest.LogCaptureFixture) -> None:
+        node = join(tokens=("a" * 16,))
+        assert node.mesh._listener is not None
+        for number in range(1, 4):
+            with pytest.raises(HandshakeError):
+                HandMade(node, tokens=("b" * 16,)).until_closed()
+            eventually(lambda number=number: node.mesh._listener.strangers_cut.total() == number)  # type: ignore[misc]  # bound now
+        assert "the tokens differ" in caplog.text
+
+    def test_whatever_strangers_say_they_are_counted_by_few_reasons(self, join: Join) -> None:
+        node = join()
+        assert node.mesh._listener is not None
+        for number in range(10):
+            with pytest.raises(HandshakeError):
+                HandMade(node, target=f"{number:016x}").until_closed()
+        eventually(lambda: node.mesh._listener.strangers_cut.total() == 10)  # type: ignore[union-attr]  # it listens
+        assert len(node.mesh._listener.strangers_cut) == 1
 
     def test_tokens_are_rotated(self, join: Join) -> None:
         old, both, new = join(tokens=("a" * 16,)), join(tokens=("b" * 16, "a" * 16)), join(tokens=("b" * 16,))
@@ -323,6 +354,30 @@ class TestLeaving:
         assert time.monotonic() - began < 3
         peer.transport.abort()
 
+    def test_stop_while_start_is_still_binding_leaves_nothing_behind(
+        self, join: Join, discovery: DiscoveryServer, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        binding, goes_on = Event(), Event()
+
+        class Hesitates(Listener):
+            def start(self) -> None:
+                binding.set()
+                goes_on.wait()
+                super().start()
+
+        monkeypatch.setattr(module, "Listener", Hesitates)
+        node = join(discovery.url, starts=False)
+        starting = gevent.spawn(node.mesh.start)
+        assert binding.wait(5)
+        node.mesh.stop(0)
+        goes_on.set()
+        starting.get(timeout=5)
+        assert node.mesh._discovery == []
+        assert node.mesh._scheduler is None
+        assert node.mesh._listener is not None
+        assert node.mesh._listener._server is None
+        assert discovery.counters.registrations == discovery.registered == 0
+
     def test_links_stay_when_discovery_goes(self, join: Join, discovery: DiscoveryServer) -> None:
         members = [join(discovery.url) for _ in range(3)]
         linked(*members)
@@ -462,6 +517,61 @@ def test_it_works_whether_or_not_the_process_is_monkey_patched(patched: bool) ->
     )
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr, done.stderr
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_fork_of_a_running_node_leaves_its_links_and_its_registration_alone(
+    join: Join, discovery: DiscoveryServer
+) -> None:
+    """The fork runs its event loop, as a worker of a pool does, and does not serve."""
+    code = f"""
+        import os, gevent, gevent.os, socketio
+        from gevent_mesh import GeventMeshManager
+        manager = GeventMeshManager({discovery.url!r}, ws_port=0, heartbeat_interval=0.1, heartbeat_timeout=1.0)
+        server = socketio.Server(async_mode="gevent", client_manager=manager)
+        manager.start()
+        assert manager.wait_for_peers(1)
+        uid = manager.uid
+        pid = gevent.os.fork()
+        if pid == 0:
+            gevent.sleep(1.0)  # the loop of the child
+            os._exit(0 if manager.mesh is None and manager.uid != uid else 1)
+        number = 0
+        while (ended := gevent.os.waitpid(pid, os.WNOHANG)) == (0, 0):
+            number += 1
+            server.emit("tick", number)
+            gevent.sleep(0.01)
+        assert os.waitstatus_to_exitcode(ended[1]) == 0
+        assert manager.uid == uid and manager.mesh.counters.links_up == 1 and manager.mesh.counters.links_down == 0
+        assert manager.mesh.counters.messages_received > 0
+        server.emit("tick", number + 1)
+        manager.stop()
+        print(uid, number + 1)
+    """
+    node = join(discovery.url, heartbeat_interval=0.1, heartbeat_timeout=1.0)
+    registered: list[int] = []
+
+    def answer(_number: int) -> None:
+        registered.append(discovery.registered)
+        gevent.spawn(node.say)
+
+    node.on_message = answer
+    done = gevent.subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+        timeout=40,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    uid, last = done.stdout.split()
+    node.hears(uid, int(last))
+    assert set(registered) == {2}
+    assert discovery.counters.registrations == 2
+    # It went down once: at the goodbye.
+    eventually(lambda: node.mesh.peers == [])
+    assert (node.mesh.counters.links_up, node.mesh.counters.links_down) == (1, 1)
 
 
 def test_a_small_mesh_is_quiet(join: Join, discovery: DiscoveryServer, caplog: pytest.LogCaptureFixture) -> None:
