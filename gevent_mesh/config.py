@@ -138,7 +138,7 @@ def _check_url(option: str, url: str) -> None:
     try:
         parse_address(url)
     except ValueError as exc:
-        raise ConfigError(f"{option}={url!r}: {exc}; it should look like ws://10.0.0.1:8000") from exc
+        raise ConfigError(f"{option}={url!r}: {exc}; it should look like ws://10.0.0.1:8000") from None
     if url.startswith("wss:"):
         raise ConfigError(f"{option}={url!r}: wss:// is not supported yet; use ws:// inside a private network")
 

@@ -43,8 +43,8 @@ _ANSWERS = (MessageType.BROADCAST_CLIENT_COUNT, MessageType.BROADCAST_ACK)
 
 _SERVING_HELP = {
     "threading": (
-        "async_mode is 'threading'. `flask run` forces that, and so does a missing gevent: "
-        "start with socketio.run(app) or gunicorn, and pass async_mode='gevent'"
+        "pass async_mode='gevent'. It is 'threading' now: the flask command (`flask run`, `flask shell`) chooses that "
+        "where nothing is said. Serve with socketio.run(app) or gunicorn"
     ),
     "eventlet": "async_mode is 'eventlet': uninstall eventlet or pass async_mode='gevent'",
     "gevent_uwsgi": "async_mode is 'gevent_uwsgi': uWSGI is not supported; use gunicorn or socketio.run(app)",
@@ -168,8 +168,15 @@ class GeventMeshManager(PubSubManager):  # type: ignore[misc]  # python-socketio
         Flask-SocketIO's test client calls it too, after it has put itself in the place of the network: then there is
         nothing to join for.
         """
-        if "_send_packet" not in vars(self.server):
-            self.serving()
+        if "_send_packet" in vars(self.server):
+            return
+        if not startup.is_served():
+            self._mesh_logger.error(
+                "a client has come, and no gevent server runs in this process: other nodes may hear nothing of it. "
+                "Start with socketio.run(app), or gunicorn -k geventwebsocket.gunicorn.workers.GeventWebSocketWorker; "
+                "not with `flask run`, or another worker class"
+            )
+        self.serving()
 
     def serving(self) -> bool:
         """The process begins to serve: join, unless this manager has no server to speak for, or was stopped.
@@ -218,7 +225,12 @@ class GeventMeshManager(PubSubManager):  # type: ignore[misc]  # python-socketio
         except BaseException:
             self._mesh = None
             raise
-        self._mesh_logger.info("node %s has started", self.host_id)
+        if self.config.discovery:
+            self._mesh_logger.info("node %s has started", self.host_id)
+        else:
+            self._mesh_logger.warning(
+                "no discovery service is named (discovery_service_address, MESH_DISCOVERY): this node works alone"
+            )
 
     def stop(self, timeout: float = 2.0) -> None:
         """Leave the mesh, until `start` is called. What was emitted still goes out, for at most `timeout` seconds."""

@@ -26,7 +26,7 @@ from gevent.baseserver import BaseServer
 
 from .errors import StartError
 
-__all__ = ["watch"]
+__all__ = ["is_served", "watch"]
 
 logger = logging.getLogger(__name__)
 
@@ -62,6 +62,7 @@ def _hook() -> None:
     @functools.wraps(original)
     def start(self: BaseServer) -> None:
         if not getattr(self, "belongs_to_a_node", False):
+            _process.is_served = True
             _tell_serving()
         original(self)
         with contextlib.suppress(OSError, AttributeError):  # not TCP, or no socket at all
@@ -86,6 +87,21 @@ def _tell_serving() -> None:
         logger.error("a node could not start: %s", problem)
 
 
+class _Process:
+    """What is known of this process."""
+
+    is_served = False
+
+
+_process = _Process()
+
+
+def is_served() -> bool:
+    """Whether a gevent server of an application has started in this process."""
+    return _process.is_served
+
+
 def _after_fork() -> None:
+    _process.is_served = False
     for manager in list(_watched):
         manager.forked()

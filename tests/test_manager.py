@@ -489,14 +489,35 @@ class TestAcrossNodes:
         node.manager.stop(0)
 
 
+def test_a_node_without_discovery_says_that_it_works_alone(manager: GeventMeshManager, caplog: Any) -> None:
+    manager.start()
+    assert "MESH_DISCOVERY" in caplog.text
+
+
+def test_being_served_without_gevent_is_said() -> None:
+    code = """
+        import logging, sys, wsgiref.util
+        logging.basicConfig(stream=sys.stdout)
+        import socketio
+        from gevent_mesh import GeventMeshManager
+        sio = socketio.Server(async_mode="gevent", client_manager=GeventMeshManager())
+        application = socketio.WSGIApp(sio)
+        environ = {"QUERY_STRING": "transport=polling&EIO=4", "PATH_INFO": "/socket.io/"}
+        wsgiref.util.setup_testing_defaults(environ)
+        application(environ, lambda status, headers: None)
+        logging.shutdown()
+    """
+    assert "GeventWebSocketWorker" in _run(code)
+
+
 def test_waiting_for_peers_ends_at_its_timeout(clustered: GeventMeshManager) -> None:
     assert clustered.wait_for_peers(0, timeout=0.1)
     assert not clustered.wait_for_peers(1, timeout=0.1)
     assert clustered.peers == []
 
 
-def _run(code: str) -> None:
-    """Run code in a process of its own, which must end well."""
+def _run(code: str) -> str:
+    """Run code in a process of its own, which must end well, and return what it printed."""
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(code)],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
@@ -506,3 +527,4 @@ def _run(code: str) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stderr
+    return done.stdout

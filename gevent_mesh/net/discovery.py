@@ -203,10 +203,12 @@ class DiscoveryClient:
             for uid in list(servers)[-excess:]:
                 del servers[uid]
         if not self.connected:
+            # After a trouble that was told, its end is told at the same level.
+            level = logging.WARNING if self.last_error else logging.INFO
             self.connected = True
             self.last_error = None
             self._backoff.reset()
-            _log.info("registered with discovery %s; it knows %d nodes", self.url, len(servers))
+            _log.log(level, "registered with discovery %s; it knows %d nodes", self.url, len(servers))
         self._on_roster(self.url, dict(servers), news.complete)
         self.roster_seen.set()
 

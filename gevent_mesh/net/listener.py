@@ -464,7 +464,7 @@ def _bind(host: str, port: int) -> socket.socket:
         sock.listen(_BACKLOG)
     except OSError as error:
         sock.close()
-        raise StartError(f"cannot listen on {where}: {_bind_problem(error)}") from error
+        raise StartError(f"cannot listen on {where}: {_bind_problem(error)}") from None
     return sock
 
 

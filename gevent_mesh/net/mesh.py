@@ -20,7 +20,7 @@ from gevent.event import Event
 from gevent.pool import Group
 
 from ..config import MeshConfig
-from ..errors import DialError, HandshakeError
+from ..errors import DialError, HandshakeError, StartError
 from ..protocol.address import format_host_port, is_loopback
 from ..protocol.frames import NONCE_BYTES, Refusal, Role, is_uid
 from ..protocol.handshake import Keys
@@ -126,7 +126,10 @@ class Mesh:
             self._listener = Listener(
                 self.config.host, self.config.port, on_websocket=self._accept, require_mesh_header=True
             )
-            self._listener.start()
+            try:
+                self._listener.start()
+            except StartError as exc:
+                raise StartError(f"{exc} (several nodes on one host: ws_port=0, or MESH_PORT=0)") from None
         if self._stopping:
             # Binding may wait, and somebody may have stopped us meanwhile.
             self._end()
