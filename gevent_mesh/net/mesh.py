@@ -315,7 +315,7 @@ class Mesh:
                 transport.abort()
         if peer.dialing:
             self.table.dial_failed(peer, monotonic())
-            self._log_failure(peer, error)
+            self._dial_failed(peer, error)
         self._kick.set()
 
     def _still_wanted(self, peer: Peer) -> bool:
@@ -353,17 +353,18 @@ class Mesh:
         finally:
             self._connections.discard(link)
 
-    def _log_failure(self, peer: Peer, error: Exception | None) -> None:
+    def _dial_failed(self, peer: Peer, error: Exception | None) -> None:
         if error is None or self.table.get(peer.uid) is not peer:
             return
-        if isinstance(error, HandshakeError):
-            if error.code == Refusal.DUPLICATE:
-                return
-            if error.code == Refusal.WRONG_PEER and not self.table.members.is_listed(peer.uid):
-                # Somebody else lives at its address, and nobody knows another one.
-                self._report(self.table.left(peer.uid))
-                return
-        text, now = str(error), monotonic()
+        code = error.code if isinstance(error, HandshakeError) else None
+        if code == Refusal.WRONG_PEER and not self.table.members.is_listed(peer.uid):
+            # Somebody else lives at its address, and nobody knows another one.
+            self._report(self.table.left(peer.uid))
+        elif code != Refusal.DUPLICATE:
+            self._log_failure(peer, str(error))
+
+    def _log_failure(self, peer: Peer, text: str) -> None:
+        now = monotonic()
         last, at = self._last_failure.get(peer.uid, ("", 0.0))
         if text != last or now - at > SAME_FAILURE_SECONDS:
             self._last_failure[peer.uid] = (text, now)

@@ -1,4 +1,4 @@
-"""Shows what the processes of a failed test have written."""
+"""The processes and clients of a test, and what they have written when it fails."""
 
 from __future__ import annotations
 
@@ -7,7 +7,20 @@ from typing import Any
 
 import pytest
 
-from tests.integration.processes import running_fleets
+from tests.integration.clients import Client, clients_closed
+from tests.integration.processes import Fleet, fleet, running_fleets
+
+
+@pytest.fixture
+def ships() -> Iterator[Fleet]:
+    with fleet() as started:
+        yield started
+
+
+@pytest.fixture
+def clients() -> Iterator[list[Client]]:
+    with clients_closed([]) as opened:
+        yield opened
 
 
 @pytest.hookimpl(hookwrapper=True)

@@ -40,18 +40,6 @@ DISCOVERY_AWAY_SECONDS = 30.0 if FULL else 3.0
 MIB = 1024 * 1024
 
 
-@pytest.fixture
-def ships() -> Iterator[Fleet]:
-    with fleet() as started:
-        yield started
-
-
-@pytest.fixture
-def clients() -> Iterator[list[Client]]:
-    with clients_closed([]) as opened:
-        yield opened
-
-
 def say(text: str) -> None:
     print(f"\n    {text}", end="", flush=True)
 

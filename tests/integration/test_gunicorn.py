@@ -9,14 +9,13 @@ import signal
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
 from typing import Any
 
 import psutil
 import pytest
 
-from tests.integration.clients import Client, clients_closed
-from tests.integration.processes import Discovery, Fleet, Process, fleet
+from tests.integration.clients import Client
+from tests.integration.processes import Discovery, Fleet, Process
 from tests.integration.programs import gone
 from tests.support import eventually
 
@@ -25,18 +24,6 @@ pytestmark = pytest.mark.integration
 APP = "tests.integration.flask_app"
 WORKER = "geventwebsocket.gunicorn.workers.GeventWebSocketWorker"
 GRACEFUL_SECONDS = 1
-
-
-@pytest.fixture
-def ships() -> Iterator[Fleet]:
-    with fleet() as started:
-        yield started
-
-
-@pytest.fixture
-def clients() -> Iterator[list[Client]]:
-    with clients_closed([]) as opened:
-        yield opened
 
 
 class Server:
