@@ -57,6 +57,7 @@ class Peer:
     dial: LinkProtocol | None = None
     dial_not_before: float = 0.0
     clients: int | None = None
+    present: bool = True
     sent_lost_reported: int = 0
 
 

@@ -87,6 +87,11 @@ class Session:
         return len(self._unacked) + len(self._waiting)
 
     @property
+    def outbox_begins(self) -> int:
+        """Messages below this number are acknowledged, or can no longer be sent."""
+        return self._first
+
+    @property
     def has_outbox(self) -> bool:
         """Whether the peer has not acknowledged something."""
         return bool(self._unacked or self._waiting)
