@@ -199,7 +199,7 @@ class Simulation:
     def step(self) -> None:
         link, side = self.rng.choice(self.links), self.rng.randrange(2)
         actions: list[tuple[float, Callable[[], None]]] = [
-            (10, self.emit),
+            (4, self.emit),
             (30, self.pump),
             (60, self.take_published),
             (30, self.settle),
@@ -211,7 +211,7 @@ class Simulation:
             (60, link.mend),
             (2, link.cut),
             (2, self.lose_link),
-            (0.4, self.kill),
+            (0.3, self.kill),
         ]
         weights = [weight for weight, _ in actions]
         self.rng.choices([action for _, action in actions], weights)[0]()
@@ -240,7 +240,7 @@ class Simulation:
             raise Violation(f"{len(self.retained)} messages are retained")
 
 
-def run_schedule(seed: int, steps: int = 5000, rules: Rules = Rules()) -> None:
+def run_schedule(seed: int, steps: int = 8000, rules: Rules = Rules()) -> None:
     """Run one schedule.
 
     Raises:
