@@ -209,9 +209,9 @@ class Simulation:
             (200, lambda: link.receive(side, self.rules)),
             (100, lambda: link.acknowledge(side)),
             (60, link.mend),
-            (2, link.cut),
-            (2, self.lose_link),
-            (0.3, self.kill),
+            (1, link.cut),
+            (0.4, self.lose_link),
+            (0.2, self.kill),
         ]
         weights = [weight for weight, _ in actions]
         self.rng.choices([action for _, action in actions], weights)[0]()
