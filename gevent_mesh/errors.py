@@ -5,6 +5,7 @@
     MeshError
     ├── ConfigError            (ValueError)   an option is wrong; the text says what to change
     ├── StartError             (RuntimeError) a port is taken, a server cannot be reached at start
+    ├── EmitterError           (RuntimeError) an emitter takes nothing: it is closed, or what waits for a node fills it
     ├── PayloadError           (ValueError)   what was emitted cannot be sent
     │   ├── PayloadTooLarge                   larger than `buffered_amount_threshold`
     │   └── PayloadNotEncodable               no codec has a form for it
@@ -23,6 +24,7 @@ from __future__ import annotations
 __all__ = [
     "ConfigError",
     "DialError",
+    "EmitterError",
     "FrameError",
     "HandshakeError",
     "MeshError",
@@ -46,6 +48,10 @@ class ConfigError(MeshError, ValueError):
 
 class StartError(MeshError, RuntimeError):
     """Something outside of the program kept a part of it from starting."""
+
+
+class EmitterError(MeshError, RuntimeError):
+    """An emitter could not take a message. It was delivered to nobody."""
 
 
 class PayloadError(MeshError, ValueError):

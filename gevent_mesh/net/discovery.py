@@ -134,6 +134,11 @@ class DiscoveryClient:
             greenlet.kill(block=block)
         self.connected = False
 
+    @property
+    def transport(self) -> Transport | None:
+        """The connection to the server, if there is one."""
+        return None if self._connection is None else self._connection.transport
+
     # ------------------------------------------------------------------ the reader greenlet
 
     def _run(self) -> None:

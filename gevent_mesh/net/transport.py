@@ -159,6 +159,16 @@ class Transport:
             # Not close(): that is for connections that are ours. Not shutdown(): that would end the parent's too.
             os.close(self._socket.detach())
 
+    def drop_copy(self) -> None:
+        """`forget` for a connection of a thread that the fork left behind: its event loop must not be touched."""
+        if self._ended:
+            return
+        self._ended = True
+        with contextlib.suppress(OSError, AttributeError):
+            # gevent's socket would turn to its loop, which may have been in the middle of anything; this is the
+            # plain one inside of it.
+            os.close(self._socket._sock.detach())
+
     def _take_unread(self, max_bytes: int | None) -> bytes:
         size = max_bytes or len(self._unread)
         data, self._unread = self._unread[:size], self._unread[size:]

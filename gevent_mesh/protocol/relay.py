@@ -90,6 +90,11 @@ class Retained:
         return len(self._sent) + len(self._unsent)
 
     @property
+    def first_number(self) -> int:
+        """Every message below this number is everywhere."""
+        return self._first
+
+    @property
     def next_number(self) -> int:
         """The number of the message that is appended next."""
         return self._first + len(self)

@@ -1,0 +1,238 @@
+"""One life of an emitter: its uid, what it retains, and the thread that carries it to a node.
+
+Rules:
+
+- Publishers and the thread share nothing but `Retained` and a few flags, under one native lock that is held for short
+  and never while anybody waits, logs or switches greenlets.
+- What `publish` has returned for is retained until a relay says that it is everywhere, or the process ends.
+- The thread belongs to this process. A forked child gives up its copies of the connections, and this object with them.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from time import monotonic
+from typing import Any
+
+import gevent
+from gevent.event import Event
+
+from ..config import MeshConfig
+from ..errors import EmitterError, PayloadTooLarge
+from ..net.mesh import PeerInfo
+from ..protocol import messages
+from ..protocol.messages import MessageType
+from ..protocol.relay import Retained
+from .calls import Calls
+from .native import make_lock, may_wait, pause, start_thread
+from .uplink import Uplink
+
+__all__ = ["Courier"]
+
+POLL_SECONDS = 0.005
+"""How often a publisher looks for room, and a flush for the end."""
+FULL_SECONDS = 5.0
+"""How long `publish` waits for room."""
+SWEEP_SECONDS = 1.0
+STOP_SECONDS = 3.0
+"""How long the thread may take to say goodbye."""
+ENVELOPE_BYTES = 128
+"""What a relay adds to a message."""
+
+
+class Courier:
+    """Carries what is published. All methods may be called from any thread or greenlet, but for the private ones.
+
+    Args:
+        config: valid options.
+        uid: new with each courier.
+        logger: where to report.
+    """
+
+    def __init__(self, config: MeshConfig, uid: str, logger: logging.Logger) -> None:
+        self.uid = uid
+        self.calls = Calls(config.callback_timeout)
+        self._config = config
+        self._logger = logger
+        self._lock = make_lock()
+        self._retained = Retained(config.outbox_bytes)
+        self._uplink = Uplink(config, uid, store=self, logger=logger)
+        self._waker: Any = None
+        self._is_closed = False
+        self._must_stop = False
+        self._has_ended = False
+
+    def start(self) -> None:
+        """Start the thread."""
+        start_thread(self._main)
+
+    # ------------------------------------------------------------------ publishing (any thread)
+
+    def publish(self, packed: bytes) -> None:
+        """Take a message: it will be everywhere, once, unless this process ends before a node has it.
+
+        Args:
+            packed: a whole cluster message of ours.
+
+        Raises:
+            PayloadTooLarge: no node would take it.
+            EmitterError: no node takes anything, and there is no more room here; or the emitter is closed.
+        """
+        size = len(packed) + ENVELOPE_BYTES
+        if size > self._config.outbox_bytes:
+            raise PayloadTooLarge(size, self._config.outbox_bytes)
+        if self._append(packed, size):
+            return
+        if self._wait_until(lambda: self._append(packed, size), FULL_SECONDS, pause):
+            return
+        raise EmitterError(
+            f"{len(self._retained)} messages wait already, and no node takes them ({self.trouble}); nobody gets this one"
+        )
+
+    def _append(self, packed: bytes, size: int) -> bool:
+        with self._lock:
+            if self._is_closed:
+                raise EmitterError("this emitter is closed; nobody gets the message")
+            if not self._retained.fits(size):
+                return False
+            data = messages.publish(self._retained.next_number, packed)
+            self._retained.append(messages.encode_anywhere(MessageType.PUBLISH, self.uid, "/", data))
+            self._wake()
+        return True
+
+    def _wake(self) -> None:
+        if self._waker is not None:
+            self._waker.send()
+
+    def flush(self, timeout: float, wait: Callable[[float], None] = pause) -> bool:
+        """Wait until every node has what was published.
+
+        Args:
+            timeout: seconds.
+            wait: waits for so many seconds.
+
+        Returns:
+            Whether that is so.
+        """
+        with self._lock:
+            upto = self._retained.next_number
+        return self._wait_until(lambda: self._retained.first_number >= upto, timeout, wait)
+
+    def _wait_until(self, is_so: Callable[[], bool], timeout: float | None, wait: Callable[[float], None]) -> bool:
+        deadline = None if timeout is None else monotonic() + timeout
+        while not is_so():
+            if not may_wait() or (deadline is not None and monotonic() >= deadline):
+                return False
+            wait(POLL_SECONDS)
+        return True
+
+    def wait_for_node(self, timeout: float | None) -> bool:
+        """Wait for the link to a node; without end if `timeout` is None."""
+        return self._wait_until(lambda: self._uplink.link is not None, timeout, pause)
+
+    @property
+    def node(self) -> PeerInfo | None:
+        """The node that it is linked to."""
+        link = self._uplink.link
+        peer = None if link is None else link.peer
+        if link is None or peer is None:
+            return None
+        return PeerInfo(peer.uid, peer.member.address, peer.member.state.value, link.protocol.round_trip_seconds, None)
+
+    @property
+    def trouble(self) -> str:
+        """Why nothing can be sent now, for people."""
+        return self._uplink.trouble or "the node that it is linked to is not done with them"
+
+    # ------------------------------------------------------------------ the end
+
+    def close(self, timeout: float, wait: Callable[[float], None] = pause) -> int:
+        """Take no more, wait until every node has what was published, and end the thread.
+
+        Args:
+            timeout: seconds to wait for nodes; the end itself may take `STOP_SECONDS` more.
+            wait: waits for so many seconds.
+
+        Returns:
+            How many messages are not known to be everywhere.
+        """
+        with self._lock:
+            self._is_closed = True
+        self.flush(timeout, wait)
+        lost = len(self._retained)
+        with self._lock:
+            self._must_stop = True
+            self._wake()
+        self._wait_until(lambda: self._has_ended, STOP_SECONDS, wait)
+        return lost
+
+    def forget(self) -> None:
+        """In a forked child: give up the copies of the parent's connections, without a word to anybody.
+
+        The thread is not there, and its event loop stays as the fork found it. Nothing of it may be touched, or freed.
+        """
+        _left_behind.append(self)
+        for transport in self._uplink.transports():
+            transport.drop_copy()
+
+    # ------------------------------------------------------------------ the thread
+
+    def _main(self) -> None:
+        hub = gevent.get_hub()
+        must_stop = Event()
+        waker = hub.loop.async_()
+        try:
+            waker.start(self._woken, must_stop)
+            with self._lock:
+                self._waker = waker
+            self._uplink.start()
+            gevent.spawn(self._sweep)
+            # For whatever came before there was a waker.
+            waker.send()
+            must_stop.wait()
+            self._uplink.stop()
+        except Exception:  # the top of a thread
+            self._logger.exception("the thread of emitter %s failed because of an error of ours", self.uid)
+        finally:
+            with self._lock:
+                self._waker = None
+                self._is_closed = True
+            waker.close()
+            hub.destroy(destroy_loop=True)
+            self._has_ended = True
+
+    def _woken(self, must_stop: Event) -> None:
+        # Runs in the hub: must not wait.
+        self._uplink.pump()
+        if self._must_stop:
+            must_stop.set()
+
+    def _sweep(self) -> None:
+        while True:
+            gevent.sleep(SWEEP_SECONDS)
+            self.calls.sweep(monotonic())
+
+    # ------------------------------------------------------------------ what the uplink asks for (Store)
+
+    def rewind(self) -> None:
+        with self._lock:
+            self._retained.rewind()
+
+    def take(self) -> list[bytes]:
+        with self._lock:
+            return self._retained.take()
+
+    def relayed(self, upto: int) -> None:
+        with self._lock:
+            self._retained.relayed(upto)
+
+    def told(self, data: dict[str, Any]) -> None:
+        if data.get("done"):
+            self.calls.ended(data["requestId"])
+        else:
+            self.calls.answered(data["requestId"], data["number"], data["args"])
+
+
+_left_behind: list[Courier] = []
+"""The couriers of the processes that this one was forked from."""

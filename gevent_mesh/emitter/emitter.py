@@ -1,0 +1,189 @@
+"""`Emitter`: what a manager publishes through in a process that serves no clients.
+
+Rules:
+
+- Nothing happens before the first use: importing and constructing open no socket and start no thread.
+- A fork has a uid and a thread of its own, from its first use on. What waited in the parent stays the parent's.
+- A process that ends without `close` still waits a few seconds for what it has published, and says what it loses.
+"""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import logging
+import os
+import secrets
+import sys
+from collections.abc import Callable
+from time import monotonic
+from typing import Any
+
+from ..config import MeshConfig
+from ..errors import EmitterError
+from ..net.mesh import PeerInfo
+from ..protocol import messages
+from ..protocol.messages import MessageType
+from .courier import Courier
+from .native import make_lock, native_sleep
+
+__all__ = ["Emitter"]
+
+EXIT_SECONDS = 5.0
+"""How long a process that ends waits for what it has published."""
+
+
+class Emitter:
+    """Publishes through one node at a time. All methods may be called from any thread or greenlet.
+
+    Args:
+        config: valid options.
+        logger: where to report.
+
+    Attributes:
+        uid: 16 hex digits, new at every start and in every fork.
+    """
+
+    def __init__(self, config: MeshConfig, logger: logging.Logger) -> None:
+        self.uid = _new_uid()
+        self._config = config
+        self._logger = logger
+        self._lock = make_lock()
+        self._courier: Courier | None = None
+        self._was_started = False
+        self._is_closed = False
+
+    # ------------------------------------------------------------------ publishing
+
+    def publish(self, kind: MessageType, namespace: str, data: dict[str, Any]) -> None:
+        """Publish a message to all nodes. Returns when it is retained here (see `Courier.publish`).
+
+        Raises:
+            PayloadError: it is too large, or cannot be encoded.
+            EmitterError: no node takes anything and there is no more room, or this emitter is closed.
+        """
+        courier = self._running()
+        courier.publish(messages.encode_anywhere(kind, courier.uid, namespace, data))
+
+    def expect(self, callback: Callable[..., object]) -> str:
+        """Make ready for clients' acknowledgements of a broadcast.
+
+        Returns:
+            The request id that the broadcast must carry.
+        """
+        return self._running().calls.open(callback, monotonic())
+
+    def flush(self, timeout: float) -> bool:
+        """Wait until every node has what was published.
+
+        Returns:
+            Whether that is so.
+        """
+        courier = self._courier
+        return courier is None or courier.flush(timeout)
+
+    @property
+    def trouble(self) -> str:
+        """Why nothing can be sent now, for people."""
+        return "" if self._courier is None else self._courier.trouble
+
+    # ------------------------------------------------------------------ the node
+
+    @property
+    def node(self) -> PeerInfo | None:
+        """The node that it is linked to."""
+        return None if self._courier is None else self._courier.node
+
+    def wait_for_node(self, timeout: float | None) -> bool:
+        """Start, and wait for the link to a node; without end if `timeout` is None."""
+        return self._running().wait_for_node(timeout)
+
+    # ------------------------------------------------------------------ life
+
+    def start(self) -> None:
+        """Start, also after `close`. Without it the first use does."""
+        with self._lock:
+            self._is_closed = False
+        self._running()
+
+    def _running(self) -> Courier:
+        with self._lock:
+            if self._is_closed:
+                raise EmitterError("this emitter is closed; nobody gets the message")
+            if self._courier is not None:
+                return self._courier
+            if self._was_started:
+                self.uid = _new_uid()
+            self._was_started = True
+            courier = self._courier = Courier(self._config, self.uid, self._logger)
+        _living.add(self)
+        _hook()
+        _hook_process(os.getpid())
+        courier.start()
+        return courier
+
+    def close(self, timeout: float, wait: Callable[[float], None] | None = None) -> bool:
+        """Take no more, wait until every node has what was published, and end.
+
+        Returns:
+            Whether every node has.
+        """
+        with self._lock:
+            self._is_closed = True
+            courier, self._courier = self._courier, None
+        if courier is None:
+            return True
+        _living.discard(self)
+        trouble = courier.trouble
+        lost = courier.close(timeout) if wait is None else courier.close(timeout, wait)
+        if lost:
+            self._logger.error("%d messages may be lost: no node took them before this emitter ended (%s)", lost, trouble)
+        return not lost
+
+    def forked(self) -> None:
+        """The process is a fork: nothing that the parent opened or retains belongs to it."""
+        # Another thread may have held the lock, and is not here to give it back.
+        self._lock = make_lock()
+        self.uid = _new_uid()
+        self._was_started = False
+        courier, self._courier = self._courier, None
+        _living.discard(self)
+        if courier is not None:
+            courier.forget()
+
+
+def _new_uid() -> str:
+    return secrets.token_hex(8)
+
+
+# ---------------------------------------------------------------------- the end of the process
+
+_living: set[Emitter] = set()
+"""Those that have started and were not closed: nobody else may hold them, and they may have something to deliver."""
+
+
+def _at_exit() -> None:
+    for emitter in list(_living):
+        # Not `pause`: the application's greenlets have had their time, and its event loop may be gone.
+        emitter.close(EXIT_SECONDS, native_sleep)
+
+
+def _after_fork() -> None:
+    for emitter in list(_living):
+        emitter.forked()
+
+
+@functools.cache
+def _hook() -> None:
+    """Install what forks inherit, once."""
+    os.register_at_fork(after_in_child=_after_fork)
+    atexit.register(_at_exit)
+
+
+@functools.cache
+def _hook_process(_pid: int) -> None:
+    """Install what each process needs of its own, once for each."""
+    # Processes of these two end without `atexit`, and have hooks of their own.
+    for name in ("multiprocessing.util", "billiard.util"):
+        if name in sys.modules:
+            sys.modules[name].Finalize(None, _at_exit, exitpriority=100)
