@@ -4,6 +4,7 @@ The map, from the outside in; imports point downwards only::
 
     manager.py      GeventMeshManager: the seam to python-socketio
     node.py         this process as a member of the mesh; service.py: a part of it
+    emitter/        the same for a process that publishes and serves no clients; relay.py: what a node does for it
     cluster/        questions to all nodes and their answers
     commands.py     what other nodes have our clients do
     clients.py      this node's own clients
@@ -25,6 +26,7 @@ from __future__ import annotations
 
 from .errors import (
     ConfigError,
+    EmitterError,
     MeshError,
     PayloadError,
     PayloadTooLarge,
@@ -35,6 +37,7 @@ from .net.mesh import PeerInfo
 
 __all__ = [
     "ConfigError",
+    "EmitterError",
     "GeventMeshManager",
     "MeshError",
     "PayloadError",

@@ -29,6 +29,7 @@ from .cluster.queries import Queries
 from .cluster.requests import Request, Requests
 from .commands import Commands
 from .config import MeshConfig
+from .emitter import Emitter
 from .errors import ConfigError
 from .net.mesh import Mesh, PeerInfo
 from .node import Node
@@ -36,6 +37,7 @@ from .packets import Packets, arguments_of
 from .protocol import messages
 from .protocol.messages import MessageType
 from .protocol.peers import Peer
+from .relay import Relay
 from .routing import event_receivers
 from .selection import Selection
 
@@ -126,7 +128,8 @@ class GeventMeshManager(ClusterApi, PubSubManager):  # type: ignore[misc]  # pyt
             self.json = json
         self._mesh_logger = logger or logging.getLogger("gevent_mesh")
         self._packets = Packets(None if json is None else type("Packet", (sio_packet.Packet,), {"json": json}))
-        self._node = Node(self.config, self._mesh_logger, self._status)
+        self._emitter = Emitter(self.config, self._mesh_logger) if write_only else None
+        self._node = self._emitter or Node(self.config, self._mesh_logger, self._status)
         self._clients = Clients(self)
         self._requests = Requests()
         self._add_services()
@@ -142,7 +145,8 @@ class GeventMeshManager(ClusterApi, PubSubManager):  # type: ignore[misc]  # pyt
         self._queries = Queries(node, clients, self._requests, logger)
         self._server_events = ServerEvents(node, self._requests, logger)
         commands = Commands(node, clients, packets, self._acknowledgements, logger)
-        node.add(commands, self._acknowledgements, self._queries, self._server_events)
+        relay = Relay(node, self._requests, self._acknowledgements, logger)
+        node.add(commands, self._acknowledgements, self._queries, self._server_events, relay)
 
     # ------------------------------------------------------------------ life
 
@@ -155,6 +159,8 @@ class GeventMeshManager(ClusterApi, PubSubManager):  # type: ignore[misc]  # pyt
         mode = server.eio.async_mode
         if mode != "gevent":
             raise ConfigError(f"GeventMeshManager needs a gevent server: {_SERVING_HELP.get(mode, mode)}")
+        if self._emitter is not None:
+            raise ConfigError("write_only=True is for processes without a server: leave it out here")
         if self._node.mesh is not None:
             raise ConfigError("this GeventMeshManager already serves another server; make one for each")
         super().set_server(server)
@@ -195,6 +201,8 @@ class GeventMeshManager(ClusterApi, PubSubManager):  # type: ignore[misc]  # pyt
     def start(self) -> None:
         """Join the mesh. Does nothing if this node has joined already.
 
+        A write-only manager does it by itself at its first use, except after `stop` or `close`.
+
         Raises:
             StartError: `ws_port` cannot be bound.
         """
@@ -202,6 +210,8 @@ class GeventMeshManager(ClusterApi, PubSubManager):  # type: ignore[misc]  # pyt
             return
         startup.watch(self)
         self._node.start(self._packets.codec)
+        if self._emitter is not None:
+            return
         if self.config.discovery:
             self._mesh_logger.info("node %s has started", self.uid)
         else:
@@ -213,16 +223,44 @@ class GeventMeshManager(ClusterApi, PubSubManager):  # type: ignore[misc]  # pyt
         """Leave the mesh, until `start` is called. What was emitted still goes out, for at most `timeout` seconds."""
         self._node.stop(timeout)
 
+    def flush(self, timeout: float = 10.0) -> bool:
+        """Wait until every node that is there has what was emitted.
+
+        Args:
+            timeout: the most seconds to wait.
+
+        Returns:
+            Whether they have.
+        """
+        if self._emitter is not None:
+            return self._emitter.flush(timeout)
+        mesh = self._node.mesh
+        return mesh is None or mesh.outboxes.flush(timeout)
+
+    def close(self, timeout: float = 10.0) -> bool:
+        """`flush`, then leave the mesh, until `start` is called.
+
+        Returns:
+            Whether every node that is there has what was emitted.
+        """
+        if self._emitter is not None:
+            return self._emitter.close(timeout)
+        is_flushed = self.flush(timeout)
+        self.stop(0.0)
+        return is_flushed
+
     def wait_for_peers(self, count: int, timeout: float | None = 10.0) -> bool:
         """Wait until links to at least `count` other nodes are up.
 
         Args:
-            count: not counting this node.
+            count: not counting this node. A write-only manager needs one node, and waits for no more.
             timeout: seconds; None waits for ever.
 
         Returns:
             Whether they are. Joins the mesh if this node has not yet.
         """
+        if self._emitter is not None:
+            return count <= 0 or self._emitter.wait_for_node(timeout)
         self.start()
         mesh = self._node.mesh
         return mesh is not None and mesh.wait_for_peers(count, timeout)
@@ -253,7 +291,13 @@ class GeventMeshManager(ClusterApi, PubSubManager):  # type: ignore[misc]  # pyt
 
     @property
     def peers(self) -> list[PeerInfo]:
-        """The other nodes (`PeerInfo`), sorted by uid; empty before the start."""
+        """The other nodes (`PeerInfo`), sorted by uid; empty before the start.
+
+        Of a write-only manager, the one that it is linked to.
+        """
+        if self._emitter is not None:
+            node = self._emitter.linked_to
+            return [] if node is None else [node]
         return [] if self._node.mesh is None else self._node.mesh.peers
 
     def _status(self) -> dict[str, Any]:
@@ -279,12 +323,16 @@ class GeventMeshManager(ClusterApi, PubSubManager):  # type: ignore[misc]  # pyt
             PayloadTooLarge: it is larger than `buffered_amount_threshold`; nobody has got it.
             PayloadNotEncodable: some node has clients with another form of packets, which has no place for a value.
             TypeError: the server's packet class cannot encode it; nobody has got it.
+            EmitterError: this manager is write-only, and closed, or no node takes what waits already; nobody gets it.
         """
         selection = Selection.of(namespace, to or room, skip_sid)
         if kwargs.get("ignore_queue"):
             Manager.emit(self, event, data, selection.namespace, room=to or room, skip_sid=skip_sid, callback=callback)
             return
         if selection.is_empty:
+            return
+        if self._emitter is not None:
+            self._publish_event(self._emitter, event, data, selection, callback)
             return
         if callback is not None:
             tally = Tally(in_greenlets(callback))
@@ -415,18 +463,25 @@ class GeventMeshManager(ClusterApi, PubSubManager):  # type: ignore[misc]  # pyt
             if peers:
                 mesh.outboxes.publish(peers, message)
 
+    def _publish_event(
+        self,
+        emitter: Emitter,
+        event: str,
+        data: Any,
+        selection: Selection,
+        callback: Callable[..., object] | None,
+    ) -> None:
+        """Emit from a process that serves nobody."""
+        encoded = self._packets.encode(event, arguments_of(data), selection.namespace)
+        request_id = None if callback is None else emitter.expect(callback)
+        message = messages.broadcast(selection.opts, encoded=encoded, codec=self._packets.codec, request_id=request_id)
+        emitter.publish(MessageType.BROADCAST, selection.namespace, message)
+
     def _tell_nodes(self, kind: MessageType, namespace: str | None, data: dict[str, Any]) -> None:
-        self._join_if_write_only()
         self._node.publish(kind, namespace or "/", data)
 
     def _mesh_for(self, selection: Selection) -> Mesh | None:
         """The mesh, unless nobody on another node can be meant."""
         if self._clients.is_only_ours(selection):
             return None
-        self._join_if_write_only()
         return self._node.cluster()
-
-    def _join_if_write_only(self) -> None:
-        """A write-only manager joins at its first use."""
-        if self.write_only and self._node.mesh is None and not self._node.is_stopped:
-            self.start()

@@ -23,7 +23,7 @@ from .protocol.peers import Peer
 from .routing import receivers
 from .service import Handler, Service
 
-__all__ = ["Node"]
+__all__ = ["Node", "new_uid"]
 
 
 class Node:
@@ -42,7 +42,7 @@ class Node:
 
     def __init__(self, config: MeshConfig, logger: logging.Logger, status: Callable[[], dict[str, Any]]) -> None:
         self.config = config
-        self.uid = _new_uid()
+        self.uid = new_uid()
         self.mesh: Mesh | None = None
         self.is_stopped = False
         self.status = status
@@ -73,7 +73,7 @@ class Node:
             return
         self.is_stopped = False
         if self._was_started:
-            self.uid = _new_uid()
+            self.uid = new_uid()
         self._was_started = True
         mesh = Mesh(self.config, uid=self.uid, codec=codec, owner=self, logger=self._logger)
         # Set before it starts: our own listener is a gevent server too, and asks us to start again.
@@ -94,7 +94,7 @@ class Node:
     def forked(self) -> None:
         """The process is a fork: nothing that the parent opened belongs to it."""
         mesh, self.mesh = self.mesh, None
-        self.uid = _new_uid()
+        self.uid = new_uid()
         if mesh is not None:
             mesh.forget()
 
@@ -124,9 +124,13 @@ class Node:
 
     def publish(self, kind: MessageType, namespace: str, data: dict[str, Any]) -> None:
         """Send a message to all nodes, those included that are about to be named. May wait for slow peers."""
-        mesh = self.cluster()
+        if self.cluster() is not None:
+            self.publish_encoded(self.encode(kind, namespace, data))
+
+    def publish_encoded(self, message: bytes) -> None:
+        """`publish` for a message of ours that is encoded."""
+        mesh = self.mesh
         if mesh is not None:
-            message = self.encode(kind, namespace, data)
             mesh.outboxes.keep_for_newcomers(message)
             mesh.outboxes.publish(receivers(mesh.table), message)
 
@@ -156,6 +160,14 @@ class Node:
     # ------------------------------------------------------------------ what the mesh says (MeshOwner)
 
     def on_message(self, peer: Peer, message: ClusterMessage) -> None:
+        if peer.is_emitter and message.type is not MessageType.PUBLISH:
+            if self.mesh is not None:
+                self.mesh.counters.spoofed += 1
+            return
+        self.hand_on(peer, message)
+
+    def hand_on(self, peer: Peer, message: ClusterMessage) -> None:
+        """Have the service that a message is for act on it, in the present greenlet."""
         handler = self._handlers.get(message.type)
         if handler is not None:
             handler(peer, message)
@@ -173,5 +185,6 @@ class Node:
             service.sweep(now)
 
 
-def _new_uid() -> str:
+def new_uid() -> str:
+    """16 random hex digits."""
     return secrets.token_hex(8)

@@ -38,15 +38,19 @@ MAY_IMPORT: dict[str, set[str]] = {
     "node": {"routing", "service", "config", "net", "protocol", "errors"},
     "cluster": {"clients", "node", "packets", "selection", "service", "net", "protocol", "errors"},
     "commands": {"clients", "cluster", "node", "packets", "selection", "service", "net", "protocol", "errors"},
+    "emitter": {"node", "config", "net", "protocol", "errors"},
+    "relay": {"cluster", "node", "service", "protocol", "errors"},
     "startup": {"errors"},
     "testclient": {"errors"},
     "manager": {
         "clients",
         "cluster",
         "commands",
+        "emitter",
         "node",
         "packets",
         "selection",
+        "relay",
         "routing",
         "startup",
         "testclient",
@@ -75,6 +79,7 @@ IMPURE = {"asyncio", "gevent", "logging", "random", "secrets", "select", "signal
 
 PUBLIC_NAMES = {
     "ConfigError",
+    "EmitterError",
     "GeventMeshManager",
     "MeshError",
     "PayloadError",

@@ -33,6 +33,9 @@ from .requests import Request, Requests
 
 __all__ = ["Acknowledgements", "Tally"]
 
+Say = Callable[[MessageType, str, dict[str, Any]], object]
+"""Called with a message's type, namespace and data: sends it to whoever asked."""
+
 
 @dataclass(slots=True)
 class Tally:
@@ -184,31 +187,37 @@ class Acknowledgements(Service):
 
     def on_asked(self, peer: Peer, message: ClusterMessage) -> None:
         """Another node has sent an event that clients are to acknowledge."""
+        self.ask_own(message, peer.codec, partial(self._node.send, peer.uid))
+
+    def ask_own(self, message: ClusterMessage, codec: str, say: Say) -> None:
+        """Ask the clients of this node.
+
+        Args:
+            message: the event, a BROADCAST with a request id.
+            codec: the form of packets where it comes from.
+            say: called with what there is to answer.
+        """
         opts, request_id, namespace = message.data["opts"], message.data["requestId"], message.nsp
-        event = self._packets().event(message.data, peer.codec)
+        event = self._packets().event(message.data, codec)
         own = self._clients.select(Selection(namespace, opts["rooms"], opts["except"]))
-        count = messages.client_count(request_id, len(own))
-        self._node.send(peer.uid, MessageType.BROADCAST_CLIENT_COUNT, namespace, count)
+        say(MessageType.BROADCAST_CLIENT_COUNT, namespace, messages.client_count(request_id, len(own)))
         self._ask_own(
             own,
             event,
             namespace,
-            answered=partial(self._pass_on, peer, namespace, request_id),
-            gone=partial(self._tell_gone, peer, namespace, request_id),
+            answered=partial(self._pass_on, say, namespace, request_id),
+            gone=partial(_tell_gone, say, namespace, request_id),
             deadline=monotonic() + self._node.config.callback_timeout,
         )
 
-    def _pass_on(self, peer: Peer, namespace: str, request_id: str, *arguments: Any) -> None:
+    def _pass_on(self, say: Say, namespace: str, request_id: str, *arguments: Any) -> None:
         answer = messages.broadcast_ack(request_id, list(arguments))
         try:
-            self._node.send(peer.uid, MessageType.BROADCAST_ACK, namespace, answer)
+            say(MessageType.BROADCAST_ACK, namespace, answer)
         except PayloadError as exc:
             # The client's fault: it must not look like an error of the application's.
             self._logger.warning("a client's acknowledgement cannot be passed on: %s", exc)
-            self._tell_gone(peer, namespace, request_id, 1)
-
-    def _tell_gone(self, peer: Peer, namespace: str, request_id: str, count: int) -> None:
-        self._node.send(peer.uid, MessageType.CLIENTS_GONE, namespace, messages.clients_gone(request_id, count))
+            _tell_gone(say, namespace, request_id, 1)
 
     def _ask_own(
         self,
@@ -268,6 +277,10 @@ class Acknowledgements(Service):
         for sid, number in list(asked.numbers.items()):
             self._manager.callbacks.get(sid, {}).pop(number, None)
             self._forget(asked, sid)
+
+
+def _tell_gone(say: Say, namespace: str, request_id: str, count: int) -> None:
+    say(MessageType.CLIENTS_GONE, namespace, messages.clients_gone(request_id, count))
 
 
 def in_greenlets(callback: Callable[..., object]) -> Callable[[list[Any]], None]:

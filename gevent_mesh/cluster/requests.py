@@ -32,18 +32,26 @@ class Request:
         take: what to do with what comes.
         deadline: when it ends at the latest, monotonic.
         may_grow: nodes that are not known yet may be asked as well; it then ends at its deadline only.
+        request_id: its id, if somebody else has chosen it.
 
     Attributes:
-        id: 16 hex digits.
+        id: names it in messages; 16 hex digits.
         waiting: nodes whose part is not complete.
         missing: nodes whose part never will be.
         expected_nodes: how many nodes the answer should come from.
     """
 
     def __init__(
-        self, asked: Iterable[str], missing: Iterable[str], take: Take, deadline: float, *, may_grow: bool = False
+        self,
+        asked: Iterable[str],
+        missing: Iterable[str],
+        take: Take,
+        deadline: float,
+        *,
+        may_grow: bool = False,
+        request_id: str = "",
     ) -> None:
-        self.id = secrets.token_hex(8)
+        self.id = request_id or secrets.token_hex(8)
         self.waiting = set(asked)
         self.missing = set(missing)
         self.expected_nodes = len(self.waiting) + len(self.missing)
@@ -91,6 +99,10 @@ class Requests:
 
     def __len__(self) -> int:
         return len(self._open)
+
+    def is_open(self, request_id: str) -> bool:
+        """Whether there is such a request."""
+        return request_id in self._open
 
     def open(self, request: Request) -> None:
         """Take what comes for this request from now on."""

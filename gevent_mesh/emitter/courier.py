@@ -87,7 +87,7 @@ class Courier:
         if self._wait_until(lambda: self._append(packed, size), FULL_SECONDS, pause):
             return
         raise EmitterError(
-            f"{len(self._retained)} messages wait already, and no node takes them ({self.trouble}); nobody gets this one"
+            f"{len(self._retained)} messages wait, and no node takes them ({self.trouble}); nobody gets this one"
         )
 
     def _append(self, packed: bytes, size: int) -> bool:
@@ -147,7 +147,7 @@ class Courier:
 
     # ------------------------------------------------------------------ the end
 
-    def close(self, timeout: float, wait: Callable[[float], None] = pause) -> int:
+    def close(self, timeout: float, wait: Callable[[float], None] = pause) -> tuple[int, str]:
         """Take no more, wait until every node has what was published, and end the thread.
 
         Args:
@@ -155,17 +155,17 @@ class Courier:
             wait: waits for so many seconds.
 
         Returns:
-            How many messages are not known to be everywhere.
+            How many messages are not known to be everywhere, and why.
         """
         with self._lock:
             self._is_closed = True
         self.flush(timeout, wait)
-        lost = len(self._retained)
+        lost, trouble = len(self._retained), self.trouble
         with self._lock:
             self._must_stop = True
             self._wake()
         self._wait_until(lambda: self._has_ended, STOP_SECONDS, wait)
-        return lost
+        return lost, trouble
 
     def forget(self) -> None:
         """In a forked child: give up the copies of the parent's connections, without a word to anybody.

@@ -13,7 +13,6 @@ import atexit
 import functools
 import logging
 import os
-import secrets
 import sys
 from collections.abc import Callable
 from time import monotonic
@@ -21,11 +20,12 @@ from typing import Any
 
 from ..config import MeshConfig
 from ..errors import EmitterError
-from ..net.mesh import PeerInfo
+from ..net.mesh import Mesh, PeerInfo
+from ..node import Node, new_uid
 from ..protocol import messages
 from ..protocol.messages import MessageType
 from .courier import Courier
-from .native import make_lock, native_sleep
+from .native import make_lock, native_sleep, pause
 
 __all__ = ["Emitter"]
 
@@ -33,8 +33,8 @@ EXIT_SECONDS = 5.0
 """How long a process that ends waits for what it has published."""
 
 
-class Emitter:
-    """Publishes through one node at a time. All methods may be called from any thread or greenlet.
+class Emitter(Node):
+    """What a `Node` is to a process that serves clients. All methods may be called from any thread or greenlet.
 
     Args:
         config: valid options.
@@ -45,13 +45,9 @@ class Emitter:
     """
 
     def __init__(self, config: MeshConfig, logger: logging.Logger) -> None:
-        self.uid = _new_uid()
-        self._config = config
-        self._logger = logger
+        super().__init__(config, logger, dict)
         self._lock = make_lock()
         self._courier: Courier | None = None
-        self._was_started = False
-        self._is_closed = False
 
     # ------------------------------------------------------------------ publishing
 
@@ -82,15 +78,20 @@ class Emitter:
         courier = self._courier
         return courier is None or courier.flush(timeout)
 
-    @property
-    def trouble(self) -> str:
-        """Why nothing can be sent now, for people."""
-        return "" if self._courier is None else self._courier.trouble
+    def cluster(self) -> Mesh | None:
+        """There is no mesh to ask questions in.
+
+        Raises:
+            EmitterError: always.
+        """
+        raise EmitterError(
+            "a write_only manager publishes: it cannot ask other nodes or their clients and wait for answers"
+        )
 
     # ------------------------------------------------------------------ the node
 
     @property
-    def node(self) -> PeerInfo | None:
+    def linked_to(self) -> PeerInfo | None:
         """The node that it is linked to."""
         return None if self._courier is None else self._courier.node
 
@@ -98,62 +99,73 @@ class Emitter:
         """Start, and wait for the link to a node; without end if `timeout` is None."""
         return self._running().wait_for_node(timeout)
 
+    @property
+    def trouble(self) -> str:
+        """Why nothing can be sent now, for people."""
+        return "" if self._courier is None else self._courier.trouble
+
     # ------------------------------------------------------------------ life
 
-    def start(self) -> None:
-        """Start, also after `close`. Without it the first use does."""
+    def start(self, codec: str = "") -> None:  # noqa: ARG002  # every node reads what emitters write
+        """Start, also after `stop`. Without it the first use does."""
         with self._lock:
-            self._is_closed = False
+            self.is_stopped = False
         self._running()
 
     def _running(self) -> Courier:
-        with self._lock:
-            if self._is_closed:
-                raise EmitterError("this emitter is closed; nobody gets the message")
-            if self._courier is not None:
-                return self._courier
-            if self._was_started:
-                self.uid = _new_uid()
-            self._was_started = True
-            courier = self._courier = Courier(self._config, self.uid, self._logger)
+        courier = self._courier
+        if courier is None:
+            with self._lock:
+                courier = self._courier
+                if courier is None:
+                    courier = self._courier = self._begin()
+        return courier
+
+    def _begin(self) -> Courier:
+        if self.is_stopped:
+            raise EmitterError("this write_only manager is closed; nobody gets the message")
+        if self._was_started:
+            self.uid = new_uid()
+        self._was_started = True
         _living.add(self)
         _hook()
         _hook_process(os.getpid())
+        courier = Courier(self.config, self.uid, self._logger)
         courier.start()
         return courier
 
-    def close(self, timeout: float, wait: Callable[[float], None] | None = None) -> bool:
+    def stop(self, timeout: float) -> None:
+        """`close`, for who does not ask."""
+        self.close(timeout)
+
+    def close(self, timeout: float, wait: Callable[[float], None] = pause) -> bool:
         """Take no more, wait until every node has what was published, and end.
 
         Returns:
             Whether every node has.
         """
         with self._lock:
-            self._is_closed = True
+            self.is_stopped = True
             courier, self._courier = self._courier, None
         if courier is None:
             return True
         _living.discard(self)
-        trouble = courier.trouble
-        lost = courier.close(timeout) if wait is None else courier.close(timeout, wait)
+        lost, trouble = courier.close(timeout, wait)
         if lost:
-            self._logger.error("%d messages may be lost: no node took them before this emitter ended (%s)", lost, trouble)
+            self._logger.error(
+                "%d messages may be lost: this process stopped before a node had passed them on (%s)", lost, trouble
+            )
         return not lost
 
     def forked(self) -> None:
         """The process is a fork: nothing that the parent opened or retains belongs to it."""
         # Another thread may have held the lock, and is not here to give it back.
         self._lock = make_lock()
-        self.uid = _new_uid()
-        self._was_started = False
+        self.uid = new_uid()
         courier, self._courier = self._courier, None
         _living.discard(self)
         if courier is not None:
             courier.forget()
-
-
-def _new_uid() -> str:
-    return secrets.token_hex(8)
 
 
 # ---------------------------------------------------------------------- the end of the process

@@ -3,8 +3,8 @@
 Rules:
 
 - Everything here runs in one thread, the emitter's own.
-- One link at a time. The node that it was linked to is tried first when a connection breaks, for it may have answers for
-  us; one that says goodbye, is silent or refuses comes last, after a while of its own (full-jitter backoff).
+- One link at a time. When a connection breaks, the node that it was to is tried first, for it may have answers for us;
+  one that says goodbye, is silent or refuses comes last, after a while of its own (full-jitter backoff).
 - Each link has a new session. What is not known to be everywhere is sent again over it, whatever the session before it
   had delivered: nodes drop what they have had (`gevent_mesh.protocol.relay`).
 """
@@ -260,7 +260,7 @@ class Uplink:
     # ------------------------------------------------------------------ what the link says (LinkOwner)
 
     def link_claimed(self, uid: str) -> None:
-        raise HandshakeError(Refusal.PROTOCOL, "an emitter is dialled by nobody")
+        raise HandshakeError(Refusal.PROTOCOL, f"{uid} dials an emitter")
 
     def link_proven(self, link: Link, identity: Identity) -> Peer:
         session = self._session

@@ -116,7 +116,6 @@ class Mesh:
             rng,
             config.resume_window,
             config.outbox_bytes,
-            unlisted=config.write_only,
             silence_seconds=config.heartbeat_timeout,
         )
         self._owner = owner
@@ -143,7 +142,7 @@ class Mesh:
         Raises:
             StartError: the port cannot be bound.
         """
-        if not self.config.write_only and self.config.discovery:
+        if self.config.discovery:
             self._listener = Listener(
                 self.config.host, self.config.port, on_websocket=self._accept, require_mesh_header=True
             )
@@ -161,7 +160,7 @@ class Mesh:
                 url,
                 uid=self.uid,
                 secret=secret,
-                role="emitter" if self.config.write_only else "node",
+                role="node",
                 tokens=self.config.tokens,
                 address_for=self._address_for,
                 on_roster=self._take_roster,
@@ -319,8 +318,7 @@ class Mesh:
     # ------------------------------------------------------------------ dialling and accepting
 
     def _identity(self) -> Identity:
-        role = Role.EMITTER if self.config.write_only else Role.NODE
-        return Identity(self.uid, self.address, role, self.config.channel, self.codec)
+        return Identity(self.uid, self.address, Role.NODE, self.config.channel, self.codec)
 
     def _protocol(self, **options: Any) -> LinkProtocol:
         return LinkProtocol(
@@ -487,6 +485,8 @@ class Mesh:
 
 def _take_status(peer: Peer, facts: dict[str, Any]) -> None:
     """What a heartbeat says of its sender; it may be of any type."""
+    if peer.is_emitter:
+        return
     clients, namespaces = facts.get("clients"), facts.get("namespaces")
     peer.clients = clients if type(clients) is int else None
     if type(namespaces) is list:

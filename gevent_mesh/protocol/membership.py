@@ -98,12 +98,10 @@ class Membership:
     Args:
         our_uid: never a member of its own table.
         resume_window: seconds from the loss of a link to the end of its session.
-        unlisted: nobody can dial us, because no roster names us (emitters): every dial is our part.
     """
 
     our_uid: str
     resume_window: float
-    unlisted: bool = False
     _members: dict[str, Member] = field(default_factory=dict)
     _rosters: dict[str, dict[str, str]] = field(default_factory=dict)
     _gone: dict[str, None] = field(default_factory=dict)
@@ -135,7 +133,7 @@ class Membership:
     def dial_at(self, uid: str) -> float:
         """The earliest time at which our side may dial this uid: the smaller uid at once, the larger as a fallback."""
         since = self._members[uid].since
-        return since if self.unlisted or dials(self.our_uid, uid) else since + FALLBACK_SECONDS
+        return since if dials(self.our_uid, uid) else since + FALLBACK_SECONDS
 
     # ------------------------------------------------------------------ events
 

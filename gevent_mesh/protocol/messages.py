@@ -19,6 +19,7 @@ from typing import Any
 import msgpack
 
 from ..errors import MessageError, PayloadNotEncodable
+from .frames import is_uid
 
 __all__ = [
     "OWN_TYPES_FROM",
@@ -33,19 +34,26 @@ __all__ = [
     "clients_gone",
     "disconnect_sockets",
     "encode",
+    "encode_anywhere",
     "fetch_sockets",
     "fetched_sockets",
     "options",
     "parse",
+    "publish",
+    "relay",
+    "relayed",
     "server_side_answer",
     "server_side_emit",
     "sockets_join",
     "sockets_leave",
+    "told",
+    "told_all",
 ]
 
 MAX_REQUEST_ID_CHARS = 64
 OWN_TYPES_FROM = 32
 """Message types from here on are ours alone."""
+MAX_NUMBER = 2**63 - 1
 MAX_ROOM_DEPTH = 16
 """Tuples within tuples: msgpack nests deeper than Python can follow."""
 
@@ -71,6 +79,10 @@ class MessageType(IntEnum):
     COUNT_SOCKETS = 33
     LIST_ROOMS = 34
     CLIENTS_GONE = 35
+    PUBLISH = 40
+    RELAY = 41
+    RELAYED = 42
+    TOLD = 44
 
 
 @dataclass(slots=True)
@@ -216,6 +228,36 @@ def server_side_answer(request_id: str, value: Any, error: str = "") -> dict[str
     return {**data, "error": error} if error else data
 
 
+def publish(number: int, packed: bytes) -> dict[str, Any]:
+    """Data of a PUBLISH: an emitter's message for all nodes, to the one that it is linked to.
+
+    Args:
+        number: counts the emitter's messages, from 1.
+        packed: a whole cluster message, with the emitter's uid. It travels as binary, so that nobody encodes it again.
+    """
+    return {"n": number, "message": packed}
+
+
+def relay(emitter: str, number: int, packed: bytes) -> dict[str, Any]:
+    """Data of a RELAY: an emitter's message, passed on by the node that it is linked to."""
+    return {"from": emitter, "n": number, "message": packed}
+
+
+def relayed(upto: int) -> dict[str, Any]:
+    """Data of a RELAYED: every node has all of the emitter's messages up to this number."""
+    return {"upto": upto}
+
+
+def told(request_id: str, number: int, arguments: list[Any]) -> dict[str, Any]:
+    """Data of a TOLD: what one client has answered to an emitter's event; `number` counts the answers, from 1."""
+    return {"requestId": request_id, "number": number, "args": arguments}
+
+
+def told_all(request_id: str) -> dict[str, Any]:
+    """Data of a TOLD: no more answers will come."""
+    return {"requestId": request_id, "done": True}
+
+
 def _with_id(data: dict[str, Any], request_id: str | None) -> dict[str, Any]:
     return data if request_id is None else {**data, "requestId": request_id}
 
@@ -238,6 +280,15 @@ def encode(kind: MessageType, uid: str, nsp: str, data: dict[str, Any]) -> bytes
     if len(packed) > _KEPT_PACKER_BYTES:
         # A packer never gives its buffer back: do not keep that of the largest message for ever.
         _packer = msgpack.Packer(use_bin_type=True)
+    return packed
+
+
+def encode_anywhere(kind: MessageType, uid: str, nsp: str, data: dict[str, Any]) -> bytes:
+    """`encode` for a process with several threads: values may have code of their own, in which another thread runs."""
+    try:
+        packed: bytes = msgpack.packb({"type": kind.value, "data": data, "uid": uid, "nsp": nsp})
+    except (TypeError, ValueError, OverflowError) as exc:
+        raise PayloadNotEncodable(f"the message cannot be sent to other nodes: {exc}") from exc
     return packed
 
 
@@ -416,6 +467,31 @@ def _ack(data: dict[str, Any]) -> None:
     _need(type(data.get("args", [])) is list, "args must be an array")
 
 
+def _published(data: dict[str, Any]) -> None:
+    _positive(data.get("n"))
+    _need(type(data.get("message")) is bytes, "a message in a message must be binary")
+
+
+def _relay(data: dict[str, Any]) -> None:
+    _published(data)
+    _need(is_uid(data.get("from")), "a relayed message needs the uid of its emitter")
+
+
+def _relayed(data: dict[str, Any]) -> None:
+    _positive(data.get("upto"))
+
+
+def _told(data: dict[str, Any]) -> None:
+    _request_id(data)
+    if data.get("done") is not True:
+        _positive(data.get("number"))
+        _need(type(data.get("args")) is list, "args must be an array")
+
+
+def _positive(value: object) -> None:
+    _need(type(value) is int and 0 < value <= MAX_NUMBER, "a message's number must be from 1 to 2 ** 63 - 1")
+
+
 def _nothing(data: dict[str, Any]) -> None:
     """Types that carry no data."""
 
@@ -439,4 +515,8 @@ _CHECKS: dict[int, Callable[[dict[str, Any]], None]] = {
     MessageType.COUNT_SOCKETS: _fetch,
     MessageType.LIST_ROOMS: _fetch,
     MessageType.CLIENTS_GONE: _gone,
+    MessageType.PUBLISH: _published,
+    MessageType.RELAY: _relay,
+    MessageType.RELAYED: _relayed,
+    MessageType.TOLD: _told,
 }

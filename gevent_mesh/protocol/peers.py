@@ -84,7 +84,6 @@ class PeerTable:
         rng: jitter, and the names of streams.
         resume_window: seconds that a session survives without a link.
         outbox_bytes: the limit of each outbox.
-        unlisted: see `Membership`.
         silence_seconds: how long a peer whose link is down still counts as present.
     """
 
@@ -92,7 +91,6 @@ class PeerTable:
     rng: random.Random
     resume_window: float = 30.0
     outbox_bytes: int = 16 * 1024 * 1024
-    unlisted: bool = False
     silence_seconds: float = 10.0
     abandoned: int = 0
     """Messages for peers that left, or were given up for good, that nobody will ever acknowledge."""
@@ -101,7 +99,7 @@ class PeerTable:
     _lapsed: list[Peer] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.members = Membership(self.uid, self.resume_window, self.unlisted)
+        self.members = Membership(self.uid, self.resume_window)
 
     def __iter__(self) -> Iterator[Peer]:
         return iter(self._peers.values())
@@ -236,14 +234,22 @@ class PeerTable:
         """The other side of `link` has proved to be `uid`.
 
         Raises:
-            HandshakeError: another link of the pair comes first, or has come up since the dialer's HELLO.
+            HandshakeError: another link of the pair comes first, or has come up since the dialer's HELLO; or an
+                emitter pretends to be a node.
         """
+        peer = self._peers.get(uid)
+        self._check_role(link, peer)
         if link.is_dialer:
             return
         self.check_claim(uid)
-        peer = self._peers.get(uid)
         if peer is not None and peer.linked_at >= link.hello_at:
             raise HandshakeError(Refusal.DUPLICATE, "this pair has been linked meanwhile")
+
+    def _check_role(self, link: LinkProtocol, peer: Peer | None) -> None:
+        """An emitter is dialled by nobody, and cannot have the uid of a node that we know of."""
+        is_emitter = link.peer is not None and link.peer.role is Role.EMITTER
+        if is_emitter and (link.is_dialer or (peer is not None and not peer.is_emitter)):
+            raise HandshakeError(Refusal.PROTOCOL, "an emitter cannot take the place of a node")
 
     def link_up(self, link: LinkProtocol, identity: Identity, now: float) -> tuple[Peer, list[Change]]:
         """A proven peer has a link; the former one, if any, has been taken down.

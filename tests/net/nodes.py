@@ -85,7 +85,6 @@ class Member:
         )
         if starts:
             self.mesh.start()
-        if starts and not self.mesh.config.write_only:
             # A connection to discovery would have shown it.
             self.mesh.address = self.address
 

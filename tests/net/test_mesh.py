@@ -426,26 +426,6 @@ class TestBehaviour:
         longest = max(len(list(run)) for _, run in itertools.groupby(handled))
         assert longest < 1000
 
-    def test_write_only_member_gets_nothing_and_is_heard(self, join: Join, discovery: DiscoveryServer) -> None:
-        node = join(discovery.url)
-        emitter = join(discovery.url, write_only=True)
-        assert emitter.mesh.wait_for_peers(1, timeout=5)
-        assert not node.mesh.wait_for_peers(1, timeout=0)
-        emitter.say(20)
-        node.hears(emitter, 20)
-        node.say(5)
-        assert node.mesh.outboxes.flush(1)
-        assert emitter.got == []
-        assert not node.peer(emitter).receives_events
-        assert emitter.mesh.port == 0
-
-    def test_write_only_member_dials_at_once(self, join: Join, discovery: DiscoveryServer) -> None:
-        """Nobody else could: no roster names it."""
-        node = join(discovery.url, uid="0000000000000001")
-        emitter = join(discovery.url, write_only=True, uid="f" * 16)
-        assert emitter.mesh.wait_for_peers(1, timeout=membership.FALLBACK_SECONDS / 2)
-        linked(emitter, node)
-
     def test_message_under_a_foreign_uid_is_dropped_and_counted(self, join: Join) -> None:
         node = join()
         peer = HandMade(node).handshake()

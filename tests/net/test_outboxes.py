@@ -10,7 +10,6 @@ import gevent
 import pytest
 from gevent import socket
 
-from gevent_mesh import GeventMeshManager
 from gevent_mesh.protocol.frames import Refusal
 from gevent_mesh_discovery import DiscoveryServer
 from tests.net.nodes import MIDDLE, HandMade, Join, Member, linked, pair, uid_above, uid_below
@@ -197,11 +196,11 @@ class TestWhileTheMeshForms:
     def test_stop_delivers_what_was_published_before_the_roster(self, join: Join, discovery: DiscoveryServer) -> None:
         node = join(discovery.url)
         eventually(lambda: discovery.registered == 1)
-        emitter = join(discovery.url, write_only=True)
-        assert emitter.mesh.outboxes.awaits_roster
-        emitter.say(20)
-        emitter.mesh.stop(5)
-        assert node.numbers_from(emitter) == list(range(1, 21))
+        newcomer = join(discovery.url)
+        assert newcomer.mesh.outboxes.awaits_roster
+        newcomer.say(20)
+        newcomer.mesh.stop(5)
+        assert node.numbers_from(newcomer) == list(range(1, 21))
 
     def test_flush_waits_for_links_that_are_not_up_yet(self, join: Join) -> None:
         one, two = join(uid=uid_below(MIDDLE)), join(uid=MIDDLE)
@@ -220,15 +219,6 @@ class TestWhileTheMeshForms:
         node.names(**{uid_above(node.uid): "ws://127.0.0.1:1"})
         assert not node.mesh.outboxes.flush(0.1)
         assert 0.2 <= time.monotonic() - began < 2
-
-    def test_a_write_only_manager_may_emit_and_stop_at_once(self, join: Join, discovery: DiscoveryServer) -> None:
-        node = join(discovery.url)
-        eventually(lambda: discovery.registered == 1)
-        for number in range(1, 4):
-            emitter = GeventMeshManager(discovery.url, write_only=True)
-            emitter.emit("tick", number)
-            emitter.stop(5)
-            assert node.got[number - 1 :] == [(emitter.uid, number)]
 
     def test_kept_messages_come_once_and_first_while_a_log_handler_waits(self, join: Join) -> None:
         class Waits(logging.Handler):

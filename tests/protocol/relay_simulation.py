@@ -1,7 +1,7 @@
 """An emitter and its relays in memory, driven by a random schedule of faults, and a checker.
 
-The emitter publishes numbered messages while its link breaks, relays die, and links between nodes blink. Messages travel
-one at a time, each way at its own pace. Afterwards everything heals, and then:
+The emitter publishes numbered messages while its link breaks, relays die, and links between nodes blink. Messages
+travel one at a time, each way at its own pace. Afterwards everything heals, and then:
 
 - every node that lived throughout has delivered every message once, and in order;
 - the emitter retains nothing.

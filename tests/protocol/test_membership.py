@@ -270,13 +270,6 @@ def test_the_smaller_uid_dials_at_once_and_the_larger_as_a_fallback() -> None:
         assert members.dial_at(OTHER) == 300.0 + wait
 
 
-def test_who_is_in_no_roster_dials_everybody_at_once() -> None:
-    # An emitter: nobody else can open the link.
-    members = Membership(HIGH, WINDOW, unlisted=True)
-    members.roster("d", {OTHER: ADDRESS}, True, 100.0)
-    assert members.dial_at(OTHER) == 100.0
-
-
 @pytest.mark.parametrize(("state", "wanted"), [(JOINING, True), (ALIVE, False), (SUSPECT, True), (DEAD, True)])
 def test_everybody_who_is_listed_and_not_linked_is_dialled(state: PeerState, wanted: bool) -> None:
     assert in_state(state).wants_dial(OTHER, 10_000.0) is wanted

@@ -450,11 +450,6 @@ def test_a_named_peer_is_due_when_it_is_our_turn(our_uid: str, wait: float) -> N
     assert table.due(100.0 + wait) == [peer]
 
 
-def test_an_emitter_dials_everybody_at_once() -> None:
-    table, peer = named(HIGH, now=100.0, unlisted=True)
-    assert table.due(100.0) == [peer]
-
-
 def test_a_peer_is_dialled_once_at_a_time() -> None:
     table, peer = named()
     table.dial_started(peer)

@@ -24,6 +24,14 @@ SCHEDULES = int(os.environ.get("MESH_SCHEDULES", "2000")) // 10
 SEED = int(os.environ.get("MESH_SEED", "1"))
 
 
+def violates(seed: int, rules: Rules) -> bool:
+    try:
+        run_schedule(seed, rules=rules)
+    except Violation:
+        return True
+    return False
+
+
 class TestSimulation:
     def test_every_event_is_everywhere_once_and_in_order(self) -> None:
         for seed in range(SEED, SEED + SCHEDULES):
@@ -31,9 +39,8 @@ class TestSimulation:
 
     @pytest.mark.parametrize("rule", ["relays_repeats", "awaits_peers", "sends_retained_again", "drops_repeats"])
     def test_each_rule_is_needed(self, rule: str) -> None:
-        with pytest.raises(Violation):
-            for seed in range(SEED, SEED + 500):
-                run_schedule(seed, rules=replace(Rules(), **{rule: False}))
+        broken = replace(Rules(), **{rule: False})
+        assert any(violates(seed, broken) for seed in range(SEED, SEED + 500))
 
 
 class TestRetained:
