@@ -54,6 +54,10 @@ def test_our_own_type_numbers_never_change() -> None:
         "COUNT_SOCKETS": 33,
         "LIST_ROOMS": 34,
         "CLIENTS_GONE": 35,
+        "PUBLISH": 40,
+        "RELAY": 41,
+        "RELAYED": 42,
+        "TOLD": 44,
     }
 
 
@@ -104,6 +108,11 @@ VALID: list[tuple[MessageType, Any]] = [
     (MessageType.BROADCAST_ACK, messages.broadcast_ack("ab", [1])),
     (MessageType.BROADCAST_ACK, messages.broadcast_ack("ab", [1, None])),
     (MessageType.BROADCAST_ACK, {"requestId": "ab"}),
+    (MessageType.PUBLISH, messages.publish(1, b"")),
+    (MessageType.RELAY, messages.relay(UID, 2**63 - 1, b"message")),
+    (MessageType.RELAYED, messages.relayed(1)),
+    (MessageType.TOLD, messages.told("ab", 1, [])),
+    (MessageType.TOLD, messages.told_all("ab")),
 ]
 
 BAD_ROOMS: list[Any] = [None, "room", 1, {}, {"room": 1}, [{}], [["a", {}]], [[[[{"b": 1}]]]]]
@@ -114,6 +123,7 @@ BAD_OPTS: list[Any] = [
     {"rooms": [], "except": [], "flags": None}, {"rooms": [], "except": [], "flags": []},
 ]  # fmt: skip
 BAD_ID: list[Any] = [None, "", "a" * 65, 1, b"ab", [], {}]
+BAD_NUMBERS: list[Any] = [None, 0, -1, 1.0, True, "1", 2**63]
 BAD_EVENT: list[Any] = [None, [], "event", [1], [None, "event"], [b"event"], {"0": "event"}, 1]
 
 
@@ -172,6 +182,16 @@ INVALID: list[tuple[MessageType, Any]] = [
     *cases(T.BROADCAST_CLIENT_COUNT, lambda bad: {"requestId": "ab", "clientCount": bad}, None, -1, 1.0, True, "1"),
     *cases(T.BROADCAST_ACK, lambda bad: {"requestId": bad, "packet": 1}, *BAD_ID),
     *cases(T.BROADCAST_ACK, lambda bad: {"requestId": "ab", "args": bad}, None, {}, "ab", 1),
+    *cases(T.PUBLISH, lambda bad: {"n": bad, "message": b""}, *BAD_NUMBERS),
+    *cases(T.PUBLISH, lambda bad: {"n": 1, "message": bad}, None, "", [], {}),
+    *cases(T.RELAY, lambda bad: {"from": bad, "n": 1, "message": b""}, None, "", "a" * 15, "A" * 16, b"a" * 16, []),
+    *cases(T.RELAY, lambda bad: {"from": UID, "n": bad, "message": b""}, *BAD_NUMBERS),
+    *cases(T.RELAY, lambda bad: {"from": UID, "n": 1, "message": bad}, None, "", [], {}),
+    *cases(T.RELAYED, lambda bad: {"upto": bad}, *BAD_NUMBERS),
+    *cases(T.TOLD, lambda bad: {"requestId": bad, "number": 1, "args": []}, *BAD_ID),
+    *cases(T.TOLD, lambda bad: {"requestId": "ab", "number": bad, "args": []}, *BAD_NUMBERS),
+    *cases(T.TOLD, lambda bad: {"requestId": "ab", "number": 1, "args": bad}, None, {}, "a", 1),
+    *cases(T.TOLD, lambda bad: {"requestId": "ab", "done": bad}, None, False, 1, "yes"),
 ]
 
 
