@@ -63,7 +63,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "__init__": {"manager", "net", "errors"},
     # Above the library: programs that use its public names.
     "demo": {"__init__"},
-    "cli": {"__init__", "demo"},
+    "shell": {"__init__"},
+    "cli": {"__init__", "demo", "shell"},
 }
 # What of the library the discovery service may use.
 DISCOVERY_MAY_IMPORT = (

@@ -1,0 +1,107 @@
+"""What `gevent-mesh emit` does: events from a shell, and from pipelines.
+
+Rules:
+
+- Exit code 0 means that every node has every event; 1 that some could not be delivered in time; 2 that what was given
+  is not usable. What came before a line that is not usable is delivered.
+- An event leaves when its line has come, not at the end of the input.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import signal
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from types import FrameType
+from typing import Any
+
+import click
+
+from . import EmitterError, GeventMeshManager, PayloadError
+
+__all__ = ["emit"]
+
+STANDARD_INPUT = "-"
+
+
+def emit(
+    event: str,
+    arguments: Sequence[str],
+    *,
+    rooms: Sequence[str],
+    exclude: Sequence[str],
+    namespace: str,
+    discovery: str | None,
+    channel: str,
+    timeout: float,
+    is_text: bool,
+) -> int:
+    """Emit one event, or one for each line of the standard input.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        click.ClickException: what was given is not usable, or cannot be sent.
+        ConfigError: an option cannot work.
+    """
+    logging.basicConfig(level=logging.WARNING, format="gevent-mesh: %(message)s")
+    signal.signal(signal.SIGTERM, _terminated)
+    events = _events(arguments, str if is_text else _from_json)
+    manager = GeventMeshManager(discovery, channel=channel, write_only=True)
+    try:
+        for values in events:
+            manager.emit(event, values, namespace=namespace, room=list(rooms) or None, skip_sid=list(exclude))
+    except (EmitterError, PayloadError) as exc:
+        manager.close(timeout)
+        raise click.ClickException(str(exc)) from exc
+    except (click.UsageError, KeyboardInterrupt):
+        manager.close(timeout)
+        raise
+    # What is lost, and why, the manager has told the log.
+    return 0 if manager.close(timeout) else 1
+
+
+def _terminated(number: int, _frame: FrameType | None) -> None:
+    # Ends as a program does that has come to its end: what was emitted is delivered first.
+    raise SystemExit(128 + number)
+
+
+def _events(arguments: Sequence[str], read: Callable[[str], Any]) -> Iterator[tuple[Any, ...]]:
+    """The arguments of each event."""
+    if arguments.count(STANDARD_INPUT) > 1:
+        raise click.UsageError(f"{STANDARD_INPUT} stands for the standard input, and can be given once.")
+    values = [text if text == STANDARD_INPUT else read(text) for text in arguments]
+    if STANDARD_INPUT not in arguments:
+        return iter([tuple(values)])
+    place = arguments.index(STANDARD_INPUT)
+    return ((*values[:place], value, *values[place + 1 :]) for value in _lines(read))
+
+
+def _lines(read: Callable[[str], Any]) -> Iterable[Any]:
+    for number, line in enumerate(click.get_text_stream("stdin"), 1):
+        text = line.strip()
+        if text:
+            try:
+                value = read(text)
+            except click.UsageError as exc:
+                raise click.UsageError(f"line {number}: {exc.message}") from exc
+            yield value
+
+
+def _from_json(text: str) -> Any:
+    try:
+        return json.loads(text, parse_constant=_refuse_constant)
+    except ValueError as exc:
+        shown = text if len(text) <= 60 else f"{text[:57]}..."
+        raise click.UsageError(
+            f"{shown!r} is not JSON ({exc}). Text needs quotes of its own inside those of the shell: "
+            f"""'"hello"'; or use --text."""
+        ) from exc
+    except RecursionError as exc:
+        raise click.UsageError("this JSON is nested too deeply.") from exc
+
+
+def _refuse_constant(name: str) -> Any:
+    raise ValueError(f"{name} is no JSON value")
