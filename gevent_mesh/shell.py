@@ -48,7 +48,7 @@ def emit(
     """
     logging.basicConfig(level=logging.WARNING, format="gevent-mesh: %(message)s")
     signal.signal(signal.SIGTERM, _terminated)
-    events = _events(arguments, str if is_text else _from_json)
+    events = _events(arguments, _as_text if is_text else _from_json)
     manager = GeventMeshManager(discovery, channel=channel, write_only=True)
     try:
         for values in events:
@@ -88,6 +88,10 @@ def _lines(read: Callable[[str], Any]) -> Iterable[Any]:
             except click.UsageError as exc:
                 raise click.UsageError(f"line {number}: {exc.message}") from exc
             yield value
+
+
+def _as_text(text: str) -> Any:
+    return text
 
 
 def _from_json(text: str) -> Any:
