@@ -145,8 +145,8 @@ class GeventMeshManager(ClusterApi, PubSubManager):  # type: ignore[misc]  # pyt
         self._queries = Queries(node, clients, self._requests, logger)
         self._server_events = ServerEvents(node, self._requests, logger)
         commands = Commands(node, clients, packets, self._acknowledgements, logger)
-        relay = Relay(node, self._requests, self._acknowledgements, logger)
-        node.add(commands, self._acknowledgements, self._queries, self._server_events, relay)
+        self._relay = Relay(node, self._requests, self._acknowledgements, logger)
+        node.add(commands, self._acknowledgements, self._queries, self._server_events, self._relay)
 
     # ------------------------------------------------------------------ life
 

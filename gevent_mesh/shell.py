@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import logging
 import signal
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import FrameType
 from typing import Any
@@ -48,7 +49,7 @@ def emit(
     """
     logging.basicConfig(level=logging.WARNING, format="gevent-mesh: %(message)s")
     signal.signal(signal.SIGTERM, _terminated)
-    events = _events(arguments, _as_text if is_text else _from_json)
+    events = _events(arguments, is_text)
     manager = GeventMeshManager(discovery, channel=channel, write_only=True)
     try:
         for values in events:
@@ -68,8 +69,9 @@ def _terminated(number: int, _frame: FrameType | None) -> None:
     raise SystemExit(128 + number)
 
 
-def _events(arguments: Sequence[str], read: Callable[[str], Any]) -> Iterator[tuple[Any, ...]]:
+def _events(arguments: Sequence[str], is_text: bool) -> Iterator[tuple[Any, ...]]:
     """The arguments of each event."""
+    read: Callable[[str], Any] = str if is_text else _from_json
     if arguments.count(STANDARD_INPUT) > 1:
         raise click.UsageError(f"{STANDARD_INPUT} stands for the standard input, and can be given once.")
     values = [text if text == STANDARD_INPUT else read(text) for text in arguments]
@@ -80,7 +82,7 @@ def _events(arguments: Sequence[str], read: Callable[[str], Any]) -> Iterator[tu
 
 
 def _lines(read: Callable[[str], Any]) -> Iterable[Any]:
-    for number, line in enumerate(click.get_text_stream("stdin"), 1):
+    for number, line in enumerate(sys.stdin, 1):
         text = line.strip()
         if text:
             try:
@@ -88,10 +90,6 @@ def _lines(read: Callable[[str], Any]) -> Iterable[Any]:
             except click.UsageError as exc:
                 raise click.UsageError(f"line {number}: {exc.message}") from exc
             yield value
-
-
-def _as_text(text: str) -> Any:
-    return text
 
 
 def _from_json(text: str) -> Any:

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import json
 import sys
-import textwrap
-from collections.abc import Iterator
-from contextlib import ExitStack
-from dataclasses import dataclass
 from typing import Any
 
 import pytest
 
-from tests.integration.clients import Client, clients_closed
-from tests.integration.processes import FULL, Discovery, Fleet, Node, Process, fleet, linked
+from tests.integration.clients import Client
+from tests.integration.processes import Discovery, Fleet, Node, Process, linked
 from tests.support import eventually
+
+QUICK: dict[str, Any] = {"heartbeat_interval": 0.5, "heartbeat_timeout": 2.0}
 
 pytestmark = pytest.mark.integration
 
@@ -37,7 +35,7 @@ class TestKilledNodes:
         self, ships: Fleet, clients: list[Client], flags: tuple[str, ...]
     ) -> None:
         discovery = ships.discovery()
-        nodes = ships.nodes(4, discovery)
+        nodes = ships.nodes(4, discovery, **QUICK)
         linked(nodes)
         clients += [Client(node.url) for node in nodes]
         client_of = dict(zip([node.uid for node in nodes], clients, strict=True))
@@ -49,6 +47,7 @@ class TestKilledNodes:
                 lambda after=after: relay_past(emitter, after, living),  # type: ignore[misc]  # bound now
                 20,
             )
+            assert relay is not None
             living.pop(relay).kill()
         emitter.wait_for(r"^done$", 60)
         outcome = json.loads(emitter.wait_for(r'^\{"flushed".*$')[0])
