@@ -179,6 +179,16 @@ class Courier:
     # ------------------------------------------------------------------ the thread
 
     def _main(self) -> None:
+        try:
+            self._work()
+        except Exception:  # the top of a thread
+            self._logger.exception("the thread of emitter %s failed because of an error of ours", self.uid)
+        finally:
+            with self._lock:
+                self._is_closed = True
+                self._has_ended = True
+
+    def _work(self) -> None:
         hub = gevent.get_hub()
         must_stop = Event()
         waker = hub.loop.async_()
@@ -186,21 +196,17 @@ class Courier:
             waker.start(self._woken, must_stop)
             with self._lock:
                 self._waker = waker
+                # For whatever came before there was a waker.
+                waker.send()
             self._uplink.start()
             gevent.spawn(self._sweep)
-            # For whatever came before there was a waker.
-            waker.send()
             must_stop.wait()
             self._uplink.stop()
-        except Exception:  # the top of a thread
-            self._logger.exception("the thread of emitter %s failed because of an error of ours", self.uid)
         finally:
             with self._lock:
                 self._waker = None
-                self._is_closed = True
             waker.close()
             hub.destroy(destroy_loop=True)
-            self._has_ended = True
 
     def _woken(self, must_stop: Event) -> None:
         # Runs in the hub: must not wait.

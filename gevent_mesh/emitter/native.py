@@ -6,10 +6,16 @@ still whenever the application does.
 
 from __future__ import annotations
 
+# The first event loop of a process imports these when it begins to work. Were it in the network thread, a fork at that
+# moment would leave the child with halves of modules.
+import pprint  # noqa: F401
 from collections.abc import Callable
 from typing import Protocol
 
 import gevent
+import gevent.resolver.thread
+import gevent.threadpool
+import gevent.util
 from gevent._hub_local import get_hub_if_exists
 from gevent.monkey import get_original, is_module_patched
 
