@@ -14,7 +14,7 @@ Rules:
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -139,15 +139,19 @@ class Membership:
 
     # ------------------------------------------------------------------ events
 
-    def roster(self, source: str, servers: Mapping[str, str], complete: bool, now: float) -> list[Change]:
+    def roster(
+        self, source: str, servers: Mapping[str, str], complete: bool, now: float, removed: Iterable[str] = ()
+    ) -> list[Change]:
         """A discovery server told its roster.
 
         Args:
             source: which server; the union of all servers' rosters counts.
             servers: addresses by uid.
             complete: whether a name that is missing is really gone. Just after its start a server does not know yet.
+            removed: names that it has seen go, complete or not.
         """
-        known = self._rosters.get(source, {})
+        gone = set(removed)
+        known = {uid: address for uid, address in self._rosters.get(source, {}).items() if uid not in gone}
         self._rosters[source] = dict(servers) if complete else {**known, **servers}
         changes = []
         for uid, address in servers.items():

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from ..errors import HandshakeError
@@ -119,9 +119,11 @@ class PeerTable:
 
     # ------------------------------------------------------------------ membership
 
-    def roster(self, source: str, servers: Mapping[str, str], complete: bool, now: float) -> list[Change]:
+    def roster(
+        self, source: str, servers: Mapping[str, str], complete: bool, now: float, removed: Iterable[str] = ()
+    ) -> list[Change]:
         """Take a discovery server's roster (see `Membership.roster`)."""
-        return self._apply(self.members.roster(source, servers, complete, now))
+        return self._apply(self.members.roster(source, servers, complete, now, removed))
 
     def tick(self, now: float) -> list[Change]:
         """Give up peers that have been away for too long."""
