@@ -74,12 +74,14 @@ class Member:
 
     Attributes:
         since: when the present state began; while a link is down, when it went down or when the name appeared.
+        was_named: some roster has named it.
     """
 
     uid: str
     address: str
     state: PeerState
     since: float
+    was_named: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +127,11 @@ class Membership:
         """Whether any discovery server names this uid."""
         return any(uid in roster for roster in self._rosters.values())
 
+    def is_delisted(self, uid: str) -> bool:
+        """Whether discovery has named this uid and does not any more: as a rule its process has ended."""
+        member = self._members.get(uid)
+        return member is not None and member.was_named and not self.is_listed(uid)
+
     def wants_dial(self, uid: str, now: float) -> bool:
         """Whether a link to this uid should be opened, by either side."""
         member = self._members.get(uid)
@@ -163,8 +170,9 @@ class Membership:
         member = self._members.get(uid)
         if member is None:
             changes = self._superseded(uid, address)
-            self._members[uid] = Member(uid, address, PeerState.JOINING, now)
+            self._members[uid] = Member(uid, address, PeerState.JOINING, now, was_named=True)
             return [*changes, Change(uid, None, PeerState.JOINING)]
+        member.was_named = True
         if member.state is not PeerState.ALIVE:
             # A link that is up has told us the address itself.
             member.address = address
