@@ -23,6 +23,16 @@ drops repeats and checks shapes -> `GeventMeshManager` hands the encoded packet 
 
 from __future__ import annotations
 
+from .cluster.results import (
+    ClientAnswers,
+    ClientCount,
+    Handshake,
+    NodeAnswers,
+    Outcome,
+    RemoteSocket,
+    RoomCounts,
+    SocketList,
+)
 from .errors import (
     ConfigError,
     MeshError,
@@ -34,12 +44,20 @@ from .manager import GeventMeshManager
 from .net.mesh import PeerInfo
 
 __all__ = [
+    "ClientAnswers",
+    "ClientCount",
     "ConfigError",
     "GeventMeshManager",
+    "Handshake",
     "MeshError",
+    "NodeAnswers",
+    "Outcome",
     "PayloadError",
     "PayloadTooLarge",
     "PeerInfo",
+    "RemoteSocket",
+    "RoomCounts",
+    "SocketList",
     "StartError",
     "__version__",
 ]
