@@ -24,6 +24,16 @@ drops repeats and checks shapes -> `GeventMeshManager` hands the encoded packet 
 
 from __future__ import annotations
 
+from .cluster.results import (
+    ClientAnswers,
+    ClientCount,
+    Handshake,
+    NodeAnswers,
+    Outcome,
+    RemoteSocket,
+    RoomCounts,
+    SocketList,
+)
 from .errors import (
     ConfigError,
     EmitterError,
@@ -36,13 +46,21 @@ from .manager import GeventMeshManager
 from .net.mesh import PeerInfo
 
 __all__ = [
+    "ClientAnswers",
+    "ClientCount",
     "ConfigError",
     "EmitterError",
     "GeventMeshManager",
+    "Handshake",
     "MeshError",
+    "NodeAnswers",
+    "Outcome",
     "PayloadError",
     "PayloadTooLarge",
     "PeerInfo",
+    "RemoteSocket",
+    "RoomCounts",
+    "SocketList",
     "StartError",
     "__version__",
 ]

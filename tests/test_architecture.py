@@ -60,7 +60,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "protocol",
         "errors",
     },
-    "__init__": {"manager", "net", "errors"},
+    "__init__": {"cluster", "manager", "net", "errors"},
     # Above the library: programs that use its public names.
     "demo": {"__init__"},
     "shell": {"__init__"},
@@ -79,13 +79,21 @@ MAY_START_DISCOVERY = {"cli"}
 IMPURE = {"asyncio", "gevent", "logging", "random", "secrets", "select", "signal", "socket", "ssl", "threading", "time"}
 
 PUBLIC_NAMES = {
+    "ClientAnswers",
+    "ClientCount",
     "ConfigError",
     "EmitterError",
     "GeventMeshManager",
+    "Handshake",
     "MeshError",
+    "NodeAnswers",
+    "Outcome",
     "PayloadError",
     "PayloadTooLarge",
     "PeerInfo",
+    "RemoteSocket",
+    "RoomCounts",
+    "SocketList",
     "StartError",
     "__version__",
 }
