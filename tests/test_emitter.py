@@ -409,6 +409,8 @@ class TestCandidates:
     def test_a_roster_that_may_be_short_takes_nobody_away(self, candidates: Candidates) -> None:
         candidates.roster("d", {}, False)
         assert candidates.next(0.0) is not None
+        candidates.roster("d", {}, False, ("a" * 16,))
+        assert {candidates.next(0.0) for _ in range(50)} == {("b" * 16, "ws://b:1")}
         candidates.roster("d", {}, True)
         assert candidates.next(0.0) is None
         assert candidates.next_due() is None

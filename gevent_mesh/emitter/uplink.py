@@ -14,6 +14,7 @@ from __future__ import annotations
 import logging
 import random
 import secrets
+from collections.abc import Sequence
 from time import monotonic
 from typing import Any, Protocol
 
@@ -72,9 +73,9 @@ class Candidates:
         self._failures: dict[str, tuple[Backoff, float]] = {}
         self._preferred = ""
 
-    def roster(self, source: str, servers: dict[str, str], complete: bool) -> None:
+    def roster(self, source: str, servers: dict[str, str], complete: bool, removed: Sequence[str] = ()) -> None:
         """A discovery server told its roster; the union of all counts (see `Membership.roster`)."""
-        known = self._rosters.get(source, {})
+        known = {uid: address for uid, address in self._rosters.get(source, {}).items() if uid not in removed}
         # Others than ours have names of another form; what is not a node of this kind cannot be linked.
         nodes = {uid: address for uid, address in servers.items() if is_uid(uid) and address}
         self._rosters[source] = nodes if complete else {**known, **nodes}
@@ -199,8 +200,8 @@ class Uplink:
 
     # ------------------------------------------------------------------ finding a node
 
-    def _take_roster(self, source: str, servers: dict[str, str], complete: bool) -> None:
-        self._candidates.roster(source, servers, complete)
+    def _take_roster(self, source: str, servers: dict[str, str], complete: bool, removed: tuple[str, ...]) -> None:
+        self._candidates.roster(source, servers, complete, removed)
         self._changed.set()
 
     def _run(self) -> None:
