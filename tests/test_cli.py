@@ -40,6 +40,13 @@ def test_help_of_demo_names_every_option() -> None:
         assert word in output
 
 
+def test_help_of_emit_names_every_option() -> None:
+    code, output = run("emit", "--help")
+    assert code == 0
+    for word in ("--room", "--except", "--namespace", "--discovery", "--channel", "--timeout", "--text", "tail -f"):
+        assert word in output
+
+
 def test_version_is_that_of_the_package() -> None:
     code, output = run("--version")
     assert code == 0
@@ -54,6 +61,8 @@ def test_version_is_that_of_the_package() -> None:
         (("demo", "--nodes", "many"), "--nodes"),
         (("demo", "--port", "65536"), "--port"),
         (("demo", "--check", "--nodes", "1"), "at least --nodes 2"),
+        (("emit",), "EVENT"),
+        (("emit", "event", "hello", "--discovery", "ws://127.0.0.1:1"), "is not JSON"),
         (("dmeo",), "dmeo"),
     ],
 )

@@ -325,7 +325,7 @@ class TestJoining:
         manager = make_manager("ws://127.0.0.1:1", write_only=True)
         manager.emit("event", 1)
         manager.stop(0)
-        assert "1 messages may be lost" in caplog.text
+        assert "1 message may be lost" in caplog.text
         with pytest.raises(EmitterError, match="closed"):
             manager.emit("event", 2)
 

@@ -152,8 +152,9 @@ class Emitter(Node):
         _living.discard(self)
         lost, trouble = courier.close(timeout, wait)
         if lost:
+            many = "1 message" if lost == 1 else f"{lost} messages"
             self._logger.error(
-                "%d messages may be lost: this process stopped before a node had passed them on (%s)", lost, trouble
+                "%s may be lost: this process stopped before a node had passed on everything (%s)", many, trouble
             )
         return not lost
 
