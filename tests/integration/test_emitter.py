@@ -223,6 +223,10 @@ def busy():
             return
     manager.emit("fork last", number - 1)
 
+def has_sockets():
+    fds = "/proc/self/fd/"
+    return any("socket:" in os.readlink(fds + fd) for fd in os.listdir(fds) if os.path.lexists(fds + fd))
+
 thread = threading.Thread(target=busy)
 thread.start()
 children = []
@@ -230,6 +234,8 @@ for child in range(20):
     pid = os.fork()
     if not pid:
         assert manager.peers == [] and manager.uid != uid
+        # A copy would keep the parent's connections open when it is gone.
+        assert not has_sockets()
         for number in range(10):
             manager.emit("fork", (f"child {child}", number))
         if child % 2:
