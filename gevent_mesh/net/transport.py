@@ -19,6 +19,7 @@ import sys
 import termios
 
 from gevent import socket
+from gevent.monkey import get_original
 
 from ..protocol.address import format_host_port, plain_host
 
@@ -165,9 +166,8 @@ class Transport:
             return
         self._ended = True
         with contextlib.suppress(OSError, AttributeError):
-            # gevent's socket would turn to its loop, which may have been in the middle of anything; this is the
-            # plain one inside of it.
-            os.close(self._socket._sock.detach())
+            # gevent's socket, and its patched os.close, would turn to a loop; this is the plain socket inside of it.
+            get_original("os", "close")(self._socket._sock.detach())
 
     def _take_unread(self, max_bytes: int | None) -> bytes:
         size = max_bytes or len(self._unread)
