@@ -3,8 +3,12 @@
 The map, from the outside in; imports point downwards only::
 
     manager.py      GeventMeshManager: the seam to python-socketio
-    cluster.py      requests to all nodes and their answers
-    fanout.py       delivery to this node's own clients
+    node.py         this process as a member of the mesh; service.py: a part of it
+    cluster/        questions to all nodes and their answers
+    commands.py     what other nodes have our clients do
+    clients.py      this node's own clients
+    fanout.py       delivery to them
+    packets.py      events as Socket.IO packets
     routing.py      which peers need a message
     startup.py      joins when the process begins to serve; forks
     net/            greenlets and sockets: mesh, link, listener, dialer, client of discovery

@@ -19,8 +19,8 @@ from geventwebsocket.handler import WebSocketHandler
 from socketio.msgpack_packet import MsgPackPacket
 
 from gevent_mesh import ConfigError, GeventMeshManager, PayloadTooLarge, StartError
-from gevent_mesh.manager import _codec_name
 from gevent_mesh.net import mesh
+from gevent_mesh.packets import Packets
 from gevent_mesh_discovery import DiscoveryServer
 from tests.support import eventually
 
@@ -229,11 +229,11 @@ class TestEmit:
             def encode(self) -> str:
                 return "own"
 
-        assert _codec_name(socketio.packet.Packet) == "json"
-        assert _codec_name(MsgPackPacket) == "msgpack"
+        assert Packets(socketio.packet.Packet).codec == "json"
+        assert Packets(MsgPackPacket).codec == "msgpack"
         if hasattr(MsgPackPacket, "configure"):
-            assert _codec_name(MsgPackPacket.configure()) == "msgpack"
-        assert _codec_name(Own).endswith("Own")
+            assert Packets(MsgPackPacket.configure()).codec == "msgpack"
+        assert Packets(Own).codec.endswith("Own")
 
 
 class TestJoining:
@@ -445,7 +445,7 @@ class TestAcrossNodes:
         numbers = [number for number in ours.manager.callbacks[sid] if number]
         assert len(numbers) == 50
         eventually(lambda: len(ours.manager.callbacks[sid]) <= 1)
-        assert not ours.manager._asked_clients
+        assert not ours.manager._acknowledgements._asked
         eventually(lambda: not len(theirs.manager._requests))
         assert answers == []
 

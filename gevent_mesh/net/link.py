@@ -26,7 +26,7 @@ from ..protocol.link import Claimed, Event, Identity, Left, LinkProtocol, Lost, 
 from ..protocol.messages import ClusterMessage
 from ..protocol.peers import Peer
 from .listener import StrangerTicket
-from .pause import give_way
+from .pause import SLICE_SECONDS, give_way
 from .transport import Transport
 
 __all__ = ["Link", "LinkOwner"]
@@ -34,8 +34,6 @@ __all__ = ["Link", "LinkOwner"]
 logger = logging.getLogger(__name__)
 
 ACK_SECONDS = 0.2
-SLICE_SECONDS = 0.005
-"""How long the reader works before it lets others run."""
 PARTING_SECONDS = 1.0
 """How long the last words (BYE) may take to leave."""
 

@@ -8,12 +8,13 @@ between reading it and writing it.
 from __future__ import annotations
 
 import logging
+import math
 import random
 import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
 from time import monotonic
-from typing import Any
+from typing import Any, Protocol
 
 import gevent
 from gevent.event import Event
@@ -35,7 +36,7 @@ from .listener import Listener, StrangerTicket
 from .outboxes import Counters, Outboxes
 from .transport import Transport
 
-__all__ = ["Mesh", "PeerInfo"]
+__all__ = ["Mesh", "MeshOwner", "PeerInfo"]
 
 HANDSHAKE_SECONDS = 5.0
 SWEEP_SECONDS = 1.0
@@ -65,6 +66,25 @@ class PeerInfo:
     clients: int | None
 
 
+class MeshOwner(Protocol):
+    """Who is told what happens in the mesh. Nothing here may wait."""
+
+    def on_message(self, peer: Peer, message: ClusterMessage) -> None:
+        """A message came, in a link's reader."""
+
+    def on_linked(self, peer: Peer) -> None:
+        """A link to this peer is up, in its reader; nothing that came over it has been handed on yet."""
+
+    def on_lapsed(self, peer: Peer) -> None:
+        """This peer is not present any more (see `gevent_mesh.protocol.peers`), until it is linked again."""
+
+    def on_sweep(self, now: float) -> None:
+        """About once a second; `now` is monotonic."""
+
+    def status(self) -> dict[str, Any]:
+        """Small facts about this node for its heartbeats: ``clients``, ``namespaces``."""
+
+
 class Mesh:
     """A node's place in the mesh.
 
@@ -72,9 +92,7 @@ class Mesh:
         config: valid options.
         uid: this node's.
         codec: the form of the packets that clients get here.
-        on_message: called with (peer, message) for each message, in a reader's greenlet: it must not wait.
-        on_sweep: called about once a second with the monotonic time.
-        client_count: tells how many clients this node serves.
+        owner: who is told what happens.
         logger: where to report.
     """
 
@@ -84,9 +102,7 @@ class Mesh:
         *,
         uid: str,
         codec: str,
-        on_message: Callable[[Peer, ClusterMessage], None],
-        on_sweep: Callable[[float], None],
-        client_count: Callable[[], int],
+        owner: MeshOwner,
         logger: logging.Logger,
     ) -> None:
         self.config = config
@@ -95,10 +111,15 @@ class Mesh:
         self.codec = codec
         self.counters = Counters()
         rng = random.Random(secrets.randbits(64))
-        self.table = PeerTable(uid, rng, config.resume_window, config.outbox_bytes, unlisted=config.write_only)
-        self._on_message = on_message
-        self._on_sweep = on_sweep
-        self._client_count = client_count
+        self.table = PeerTable(
+            uid,
+            rng,
+            config.resume_window,
+            config.outbox_bytes,
+            unlisted=config.write_only,
+            silence_seconds=config.heartbeat_timeout,
+        )
+        self._owner = owner
         self._logger = logger
         self._keys = Keys(config.tokens)
         self._links: dict[str, Link] = {}
@@ -241,6 +262,7 @@ class Mesh:
         nodes = {uid: address for uid, address in servers.items() if is_uid(uid)}
         self._report(self.table.roster(source, nodes, complete, monotonic()))
         self.outboxes.roster_came()
+        self._tell_lapsed()
         self._kick.set()
 
     def _report(self, changes: list[Change]) -> None:
@@ -261,6 +283,18 @@ class Mesh:
         if changes:
             self._changed.set()
 
+    def _tell_lapsed(self) -> None:
+        for peer in self.table.take_lapsed(monotonic()):
+            self._logger.debug("peer %s has lapsed", peer.uid)
+            self._tell("that a peer has lapsed", self._owner.on_lapsed, peer)
+
+    def _tell(self, what: str, tell: Callable[[Any], None], about: Any) -> None:
+        """Tell the owner something. An error of its own must not take down a link, or the scheduler."""
+        try:
+            tell(about)
+        except Exception:
+            self._logger.exception("hearing %s failed", what)
+
     # ------------------------------------------------------------------ scheduler
 
     def _schedule(self) -> None:
@@ -273,17 +307,14 @@ class Mesh:
             for peer in self.table.due(now):
                 self.table.dial_started(peer)
                 self._dials.spawn(self._dial, peer)
-            due = self.table.next_due(now)
-            wait = SWEEP_SECONDS if due is None else min(SWEEP_SECONDS, max(0.0, due - now))
-            self._kick.wait(wait)
+            self._tell_lapsed()
+            due = min(self.table.next_due(now) or math.inf, self.table.next_lapse() or math.inf)
+            self._kick.wait(min(SWEEP_SECONDS, max(0.0, due - now)))
             self._kick.clear()
 
     def _sweep(self, now: float) -> None:
         self._report(self.table.tick(now))
-        try:
-            self._on_sweep(now)
-        except Exception:
-            self._logger.exception("the sweep of requests failed")
+        self._tell("of the sweep", self._owner.on_sweep, now)
 
     # ------------------------------------------------------------------ dialling and accepting
 
@@ -397,6 +428,7 @@ class Mesh:
             link.ticket.admitted()
         self.counters.links_up += 1
         self._last_failure.pop(peer.uid, None)
+        self._tell("that a peer is linked", self._owner.on_linked, peer)
         self._logger.info("link up: %s (%s)", peer.uid, peer.member.address or "emitter")
         return peer
 
@@ -419,17 +451,17 @@ class Mesh:
         if peer is None:
             return
         if isinstance(event, Status):
-            clients = event.facts.get("clients")
-            peer.clients = clients if type(clients) is int else None
+            _take_status(peer, event.facts)
         elif isinstance(event, Lost):
             self.counters.received_lost += event.count
             self._logger.error("%d messages from %s were lost: %s", event.count, peer.uid, WHY_LOST)
         elif event.code == Refusal.LEAVING:
             self._report(self.table.left(peer.uid))
+            self._tell_lapsed()
 
     def link_message(self, peer: Peer, message: ClusterMessage) -> None:
         self.counters.messages_received += 1
-        self._on_message(peer, message)
+        self._owner.on_message(peer, message)
 
     def link_relieved(self) -> None:
         self.outboxes.relieved()
@@ -450,4 +482,12 @@ class Mesh:
         self._kick.set()
 
     def status(self) -> dict[str, Any]:
-        return {"clients": self._client_count()}
+        return self._owner.status()
+
+
+def _take_status(peer: Peer, facts: dict[str, Any]) -> None:
+    """What a heartbeat says of its sender; it may be of any type."""
+    clients, namespaces = facts.get("clients"), facts.get("namespaces")
+    peer.clients = clients if type(clients) is int else None
+    if type(namespaces) is list:
+        peer.namespaces = frozenset(namespace for namespace in namespaces if type(namespace) is str)

@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+from time import monotonic
+from typing import TypeVar
+
 import gevent
 
-__all__ = ["give_way"]
+__all__ = ["SLICE_SECONDS", "give_way", "in_slices"]
+
+SLICE_SECONDS = 0.005
+"""How long anything may work before it lets others run."""
+
+T = TypeVar("T")
 
 
 def give_way() -> None:
@@ -17,3 +26,17 @@ def give_way() -> None:
     hub = gevent.get_hub()
     with hub.loop.timer(0) as timer:
         hub.wait(timer)
+
+
+def in_slices(items: Iterable[T]) -> Iterator[T]:
+    """Yield the items, and give way before one of them whenever a slice of time is used up.
+
+    What the items stand for may have changed by then. In the hub itself, which must not wait, nobody is given way to.
+    """
+    in_hub = gevent.getcurrent() is gevent.get_hub()
+    slice_ends = monotonic() + SLICE_SECONDS
+    for item in items:
+        if monotonic() > slice_ends and not in_hub:
+            give_way()
+            slice_ends = monotonic() + SLICE_SECONDS
+        yield item

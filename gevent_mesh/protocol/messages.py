@@ -19,49 +19,41 @@ from typing import Any
 import msgpack
 
 from ..errors import MessageError, PayloadNotEncodable
+from .presence_messages import check_presence, check_wanted
 
 __all__ = [
-    "MAX_META_BYTES",
-    "MAX_SID_CHARS",
-    "MAX_USER_CHARS",
+    "OWN_TYPES_FROM",
     "ClusterMessage",
     "MessageType",
-    "UserId",
     "acknowledged_arguments",
+    "answer_count",
+    "answer_rooms",
     "broadcast",
     "broadcast_ack",
     "client_count",
+    "clients_gone",
     "disconnect_sockets",
     "encode",
-    "is_sendable",
-    "is_sid",
-    "is_user",
+    "fetch_sockets",
+    "fetched_sockets",
     "options",
     "parse",
-    "presence_delta",
-    "presence_piece",
-    "presence_version",
-    "presence_wanted",
+    "server_side_answer",
+    "server_side_emit",
     "sockets_join",
     "sockets_leave",
-    "unpack_meta",
 ]
 
 MAX_REQUEST_ID_CHARS = 64
+OWN_TYPES_FROM = 32
+"""Message types from here on are ours alone."""
 MAX_ROOM_DEPTH = 16
 """Tuples within tuples: msgpack nests deeper than Python can follow."""
-MAX_USER_CHARS = 256
-MAX_SID_CHARS = 128
-MAX_META_BYTES = 4096
-MAX_PRESENCE_CHANGES = 1000
-MAX_NUMBER = 2**63
-
-UserId = str | int
-"""What applications call a user."""
 
 
 class MessageType(IntEnum):
-    """Append only. Types 1, 2 and 13 serve Node peers, which have no heartbeat frames and no BYE."""
+    """Append only. Types 1, 2 and 13 serve Node peers, which have no heartbeat frames and no BYE; those from 32 on are
+    ours alone, and never sent to Node peers. 36 and 37 are presence's, 40 to 44 the emitters'."""
 
     INITIAL_HEARTBEAT = 1
     HEARTBEAT = 2
@@ -76,6 +68,10 @@ class MessageType(IntEnum):
     BROADCAST_CLIENT_COUNT = 11
     BROADCAST_ACK = 12
     ADAPTER_CLOSE = 13
+    ANSWER = 32
+    COUNT_SOCKETS = 33
+    LIST_ROOMS = 34
+    CLIENTS_GONE = 35
     PRESENCE = 36
     PRESENCE_WANTED = 37
 
@@ -159,45 +155,76 @@ def acknowledged_arguments(data: dict[str, Any]) -> list[Any]:
     return arguments
 
 
-def sockets_join(opts: dict[str, Any], rooms: Iterable[Hashable]) -> dict[str, Any]:
-    """Data of a SOCKETS_JOIN: the selected clients enter `rooms`."""
-    return {"opts": opts, "rooms": list(rooms)}
+def clients_gone(request_id: str, count: int) -> dict[str, Any]:
+    """Data of a CLIENTS_GONE: so many of the clients that were asked will never acknowledge."""
+    return {"requestId": request_id, "count": count}
 
 
-def sockets_leave(opts: dict[str, Any], rooms: Iterable[Hashable]) -> dict[str, Any]:
-    """Data of a SOCKETS_LEAVE: the selected clients leave `rooms`."""
-    return {"opts": opts, "rooms": list(rooms)}
+def sockets_join(opts: dict[str, Any], rooms: Iterable[Hashable], request_id: str | None = None) -> dict[str, Any]:
+    """Data of a SOCKETS_JOIN: the selected clients enter `rooms`. With a request id the answer says how many."""
+    return _with_id({"opts": opts, "rooms": list(rooms)}, request_id)
 
 
-def disconnect_sockets(opts: dict[str, Any], *, close: bool = False) -> dict[str, Any]:
-    """Data of a DISCONNECT_SOCKETS: the selected clients are disconnected from the namespace."""
-    return {"opts": opts, "close": close}
+def sockets_leave(opts: dict[str, Any], rooms: Iterable[Hashable], request_id: str | None = None) -> dict[str, Any]:
+    """Data of a SOCKETS_LEAVE: the selected clients leave `rooms`. With a request id the answer says how many."""
+    return _with_id({"opts": opts, "rooms": list(rooms)}, request_id)
 
 
-def presence_version(version: int) -> dict[str, Any]:
-    """Data of a PRESENCE that tells which version the sender's word on its clients has reached."""
-    return {"version": version}
-
-
-def presence_delta(version: int, rows: list[list[Any]], gone: list[str]) -> dict[str, Any]:
-    """Data of a PRESENCE that leads from the version before to this one.
+def disconnect_sockets(opts: dict[str, Any], *, close: bool = False, request_id: str | None = None) -> dict[str, Any]:
+    """Data of a DISCONNECT_SOCKETS: the selected clients leave the namespace. With a request id the answer counts them.
 
     Args:
-        version: counted from 1 for each node and namespace.
-        rows: [sid, user, packed meta, since, updated] of clients that are new or have changed.
-        gone: sids.
+        close: end their connections, and so all of their namespaces.
     """
-    return {"version": version, "set": rows, "gone": gone}
+    return _with_id({"opts": opts, "close": close}, request_id)
 
 
-def presence_piece(version: int, rows: list[list[Any]], *, request: int, part: int, more: bool) -> dict[str, Any]:
-    """Data of a PRESENCE that answers a PRESENCE_WANTED; `more` if there is another part behind this one."""
-    return {"version": version, "set": rows, "request": request, "part": part, "more": more}
+def fetch_sockets(opts: dict[str, Any], request_id: str) -> dict[str, Any]:
+    """Data of a FETCH_SOCKETS, a COUNT_SOCKETS or a LIST_ROOMS: what to tell of the selected clients."""
+    return {"opts": opts, "requestId": request_id}
 
 
-def presence_wanted(request: int, part: int) -> dict[str, Any]:
-    """Data of a PRESENCE_WANTED: asks for one part of all that a node has to say."""
-    return {"request": request, "part": part}
+def fetched_sockets(request_id: str, sockets: list[dict[str, Any]], *, more: bool = False) -> dict[str, Any]:
+    """Data of a FETCH_SOCKETS_RESPONSE.
+
+    Args:
+        sockets: ``{id, handshake, rooms, data}`` of each.
+        more: another piece of this node's answer follows (never to Node peers).
+    """
+    return _with_more({"requestId": request_id, "sockets": sockets}, more)
+
+
+def answer_count(request_id: str, count: int) -> dict[str, Any]:
+    """Data of an ANSWER to a COUNT_SOCKETS, or to a command that was sent with a request id."""
+    return {"requestId": request_id, "count": count}
+
+
+def answer_rooms(request_id: str, rooms: Iterable[tuple[Hashable, int]], *, more: bool = False) -> dict[str, Any]:
+    """Data of an ANSWER to a LIST_ROOMS: rooms and how many of the selected clients are in each."""
+    return _with_more({"requestId": request_id, "rooms": list(rooms)}, more)
+
+
+def server_side_emit(packet: list[Any], request_id: str | None = None) -> dict[str, Any]:
+    """Data of a SERVER_SIDE_EMIT: ``[event, *arguments]`` for servers, with an id when they should answer."""
+    return {"packet": packet} if request_id is None else {"requestId": request_id, "packet": packet}
+
+
+def server_side_answer(request_id: str, value: Any, error: str = "") -> dict[str, Any]:
+    """Data of a SERVER_SIDE_EMIT_RESPONSE.
+
+    Args:
+        error: why there is no value; Node peers take no notice of it.
+    """
+    data = {"requestId": request_id, "packet": value}
+    return {**data, "error": error} if error else data
+
+
+def _with_id(data: dict[str, Any], request_id: str | None) -> dict[str, Any]:
+    return data if request_id is None else {**data, "requestId": request_id}
+
+
+def _with_more(data: dict[str, Any], more: bool) -> dict[str, Any]:
+    return {**data, "more": True} if more else data
 
 
 def encode(kind: MessageType, uid: str, nsp: str, data: dict[str, Any]) -> bytes:
@@ -286,6 +313,11 @@ def _request_id(data: dict[str, Any]) -> None:
     _need(type(request_id) is str and 0 < len(request_id) <= MAX_REQUEST_ID_CHARS, "requestId must be a short text")
 
 
+def _optional_request_id(data: dict[str, Any]) -> None:
+    if data.get("requestId") is not None:
+        _request_id(data)
+
+
 def _event(packet: object, what: str) -> None:
     _need(type(packet) is list and len(packet) > 0 and type(packet[0]) is str, f"{what} must be [event, ...arguments]")
 
@@ -305,12 +337,12 @@ def _broadcast(data: dict[str, Any]) -> None:
             if type(part) is not str and type(part) is not bytes:
                 raise MessageError("encoded must hold text and binary only")
     _need(type(data.get("codec", "")) is str, "codec must be text")
-    if data.get("requestId") is not None:
-        _request_id(data)
+    _optional_request_id(data)
 
 
 def _move(data: dict[str, Any]) -> None:
     _opts(data)
+    _optional_request_id(data)
     _room_list(data, "rooms")
     # To python-socketio None is the room of everybody in the namespace: whoever left it would be lost to its node.
     _need(None not in data["rooms"], "a client cannot enter or leave the room None")
@@ -318,6 +350,7 @@ def _move(data: dict[str, Any]) -> None:
 
 def _disconnect(data: dict[str, Any]) -> None:
     _opts(data)
+    _optional_request_id(data)
     _need(type(data.get("close", False)) is bool, "close must be true or false")
 
 
@@ -328,105 +361,62 @@ def _fetch(data: dict[str, Any]) -> None:
 
 def _fetched(data: dict[str, Any]) -> None:
     _request_id(data)
+    _more(data)
     sockets = data.get("sockets")
     _need(type(sockets) is list and all(type(socket) is dict for socket in sockets), "sockets must be an array of maps")
+    for socket in data["sockets"]:
+        _need(type(socket.get("id")) is str, "a socket needs an id")
+        _room_list(socket, "rooms")
+        _need(type(socket.get("handshake")) is dict, "a socket's handshake must be a map")
+
+
+def _answered(data: dict[str, Any]) -> None:
+    _request_id(data)
+    _more(data)
+    if "rooms" in data:
+        rooms = data["rooms"]
+        _need(
+            type(rooms) is list and all(type(pair) is list and len(pair) == 2 for pair in rooms), "rooms must be pairs"
+        )
+        data["rooms"] = [(_room(room), _number(count)) for room, count in rooms]
+    else:
+        _number(data.get("count"))
+
+
+def _number(value: object) -> int:
+    if type(value) is not int or value < 0:
+        raise MessageError("a count must be a number from 0")
+    return value
+
+
+def _more(data: dict[str, Any]) -> None:
+    _need(type(data.get("more", False)) is bool, "more must be true or false")
+
+
+def _gone(data: dict[str, Any]) -> None:
+    _request_id(data)
+    _number(data.get("count"))
 
 
 def _server_side(data: dict[str, Any]) -> None:
     _event(data.get("packet"), "a server-side event")
-    if data.get("requestId") is not None:
-        _request_id(data)
+    _optional_request_id(data)
 
 
 def _answer(data: dict[str, Any]) -> None:
     _request_id(data)
     data.setdefault("packet", None)
+    _need(type(data.get("error", "")) is str, "an error must be text")
 
 
 def _count(data: dict[str, Any]) -> None:
     _request_id(data)
-    count = data.get("clientCount")
-    _need(type(count) is int and count >= 0, "clientCount must be a number from 0")
+    _number(data.get("clientCount"))
 
 
 def _ack(data: dict[str, Any]) -> None:
     _answer(data)
     _need(type(data.get("args", [])) is list, "args must be an array")
-
-
-def _number(data: dict[str, Any], key: str) -> None:
-    number = data.get(key)
-    _need(type(number) is int and 0 <= number < MAX_NUMBER, f"{key} must be a number from 0")
-
-
-def is_sendable(text: str) -> bool:
-    """Whether a text can be written as UTF-8: half of a surrogate pair cannot."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def is_sid(value: object) -> bool:
-    """Whether this may be the id of a client."""
-    return isinstance(value, str) and 0 < len(value) <= MAX_SID_CHARS and is_sendable(value)
-
-
-def is_user(value: object) -> bool:
-    """Whether this may be the id of a user."""
-    if type(value) is int:
-        return -MAX_NUMBER <= value < 2 * MAX_NUMBER
-    return type(value) is str and len(value) <= MAX_USER_CHARS
-
-
-def unpack_meta(packed: bytes) -> dict[Any, Any]:
-    """What an application said of a client.
-
-    Raises:
-        ValueError, TypeError: that is no map, or cannot be one in Python.
-    """
-    meta = msgpack.unpackb(packed, strict_map_key=False)
-    if type(meta) is not dict:
-        raise ValueError("not a map")
-    return meta
-
-
-def _row(row: object) -> None:
-    if type(row) is not list or len(row) < 5:
-        raise MessageError("a present client must be [sid, user, meta, since, updated]")
-    sid, user, meta, *times = row
-    del row[5:]
-    _need(is_sid(sid), "a sid must be a short text")
-    _need(is_user(user), "a user must be a short text or a number")
-    if type(meta) is not bytes or len(meta) > MAX_META_BYTES:
-        raise MessageError(f"meta must be binary of at most {MAX_META_BYTES} bytes")
-    try:
-        unpack_meta(meta)
-    except (ValueError, TypeError) as exc:
-        raise MessageError("meta must hold a map") from exc
-    # Neither infinite nor "not a number", which has no place in an order.
-    _need(all(type(t) in (int, float) and 0 <= t < MAX_NUMBER for t in times[:2]), "times must be numbers from 0")
-
-
-def _presence(data: dict[str, Any]) -> None:
-    _number(data, "version")
-    rows, gone = data.get("set", []), data.get("gone", [])
-    if type(rows) is not list or type(gone) is not list or len(rows) + len(gone) > MAX_PRESENCE_CHANGES:
-        raise MessageError(f"set and gone must be arrays with at most {MAX_PRESENCE_CHANGES} items in all")
-    for row in rows:
-        _row(row)
-    _need(all(map(is_sid, gone)), "gone must hold sids")
-    if "request" in data:
-        _wanted(data)
-        _need("set" in data and type(data.get("more")) is bool, "a piece needs set, and more as true or false")
-    else:
-        _need(("set" in data) is ("gone" in data), "set and gone go together")
-
-
-def _wanted(data: dict[str, Any]) -> None:
-    _number(data, "request")
-    _number(data, "part")
 
 
 def _nothing(data: dict[str, Any]) -> None:
@@ -448,6 +438,10 @@ _CHECKS: dict[int, Callable[[dict[str, Any]], None]] = {
     MessageType.BROADCAST_CLIENT_COUNT: _count,
     MessageType.BROADCAST_ACK: _ack,
     MessageType.ADAPTER_CLOSE: _nothing,
-    MessageType.PRESENCE: _presence,
-    MessageType.PRESENCE_WANTED: _wanted,
+    MessageType.ANSWER: _answered,
+    MessageType.COUNT_SOCKETS: _fetch,
+    MessageType.LIST_ROOMS: _fetch,
+    MessageType.CLIENTS_GONE: _gone,
+    MessageType.PRESENCE: check_presence,
+    MessageType.PRESENCE_WANTED: check_wanted,
 }

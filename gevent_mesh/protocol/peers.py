@@ -9,6 +9,10 @@ Rules:
 - What a dialer said in HELLO about the session is out of date once another link of the pair has come up. Such a dial is
   given up by the dialer, and refused by a listener that it reaches all the same: otherwise losses would be miscounted.
 - A peer that is named but not linked yet has a session and an outbox: what is sent while the mesh forms is kept.
+- A peer is *present* from the moment it is named. It *lapses* when it leaves or is given up, when its link is down and
+  no roster names it (its process has died), or when its link is down and nothing has been heard of it for
+  `silence_seconds`. A link that blinks is no lapse; a new link makes a lapsed peer present again. Requests wait for
+  present peers, and only their clients count as online.
 - No method waits, so nothing can come between reading the table and writing it.
 """
 
@@ -42,6 +46,9 @@ class Peer:
         dial: the link of that dial, once it has said HELLO.
         dial_not_before: the backoff's word on when to try next.
         clients: clients that it serves, as of its last heartbeat.
+        namespaces: Socket.IO namespaces that it serves, as of its last heartbeat.
+        present: see the module's rules.
+        heard_at: while its link is down: when something was heard last, a roster's first word included.
         sent_lost_reported: how many of the session's losses the log and the counters know of.
     """
 
@@ -57,7 +64,15 @@ class Peer:
     dial: LinkProtocol | None = None
     dial_not_before: float = 0.0
     clients: int | None = None
+    namespaces: frozenset[str] = frozenset()
+    present: bool = True
+    heard_at: float = -math.inf
     sent_lost_reported: int = 0
+
+    @property
+    def is_emitter(self) -> bool:
+        """Whether it publishes only. No roster names an emitter."""
+        return not self.receives_events
 
 
 @dataclass(slots=True, eq=False)
@@ -70,6 +85,7 @@ class PeerTable:
         resume_window: seconds that a session survives without a link.
         outbox_bytes: the limit of each outbox.
         unlisted: see `Membership`.
+        silence_seconds: how long a peer whose link is down still counts as present.
     """
 
     uid: str
@@ -77,10 +93,12 @@ class PeerTable:
     resume_window: float = 30.0
     outbox_bytes: int = 16 * 1024 * 1024
     unlisted: bool = False
+    silence_seconds: float = 10.0
     abandoned: int = 0
     """Messages for peers that left, or were given up for good, that nobody will ever acknowledge."""
     members: Membership = field(init=False)
     _peers: dict[str, Peer] = field(default_factory=dict)
+    _lapsed: list[Peer] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.members = Membership(self.uid, self.resume_window, self.unlisted)
@@ -127,12 +145,48 @@ class PeerTable:
     def _add(self, member: Member) -> None:
         stream = self.rng.getrandbits(8 * STREAM_BYTES).to_bytes(STREAM_BYTES, "big")
         session = Session(stream, limit_bytes=self.outbox_bytes)
-        self._peers[member.uid] = Peer(member.uid, member, session, Backoff(self.rng))
+        self._peers[member.uid] = Peer(member.uid, member, session, Backoff(self.rng), heard_at=member.since)
 
     def _forget(self, uid: str) -> None:
         peer = self._peers.pop(uid, None)
         if peer is not None:
             self.abandoned += peer.session.outbox_messages + peer.session.undelivered
+            self._lapse(peer)
+
+    # ------------------------------------------------------------------ presence
+
+    def reachable(self) -> list[Peer]:
+        """The present peers that serve clients: those that a request goes to, and waits for."""
+        return [peer for peer in self._peers.values() if peer.present and peer.receives_events]
+
+    def unreachable(self) -> list[Peer]:
+        """Peers that some roster names and that are not present: part of the cluster, and no use to wait for."""
+        return [peer for peer in self._peers.values() if not peer.present and self.members.is_listed(peer.uid)]
+
+    def take_lapsed(self, now: float) -> list[Peer]:
+        """The peers that have lapsed since the last call (see the module's rules)."""
+        for peer in self._peers.values():
+            if peer.present and peer.link is None and self._lapses_at(peer) <= now:
+                self._lapse(peer)
+        lapsed, self._lapsed = self._lapsed, []
+        return lapsed
+
+    def next_lapse(self) -> float | None:
+        """When `take_lapsed` will next have something to say, if nothing else happens."""
+        if self._lapsed:
+            return -math.inf
+        times = [self._lapses_at(peer) for peer in self._peers.values() if peer.present and peer.link is None]
+        return min(times, default=None)
+
+    def _lapses_at(self, peer: Peer) -> float:
+        if peer.member.state is PeerState.DEAD or not (self.members.is_listed(peer.uid) or peer.is_emitter):
+            return -math.inf
+        return peer.heard_at + self.silence_seconds
+
+    def _lapse(self, peer: Peer) -> None:
+        if peer.present:
+            peer.present = False
+            self._lapsed.append(peer)
 
     # ------------------------------------------------------------------ dialling
 
@@ -207,7 +261,7 @@ class PeerTable:
         except Exception:
             self._apply(self.members.link_down(identity.uid, now))
             raise
-        peer.link, peer.linked_at = link, now
+        peer.link, peer.linked_at, peer.present = link, now, True
         if peer.dial is not None and peer.dial is not link:
             peer.dial.close()
         peer.dialing, peer.dial = False, None
@@ -219,7 +273,7 @@ class PeerTable:
         peer = None if link.peer is None else self._peers.get(link.peer.uid)
         if peer is None or peer.link is not link:
             return []
-        peer.link = None
+        peer.link, peer.heard_at = None, link.heard_at
         peer.session.detach()
         peer.dial_not_before = now + peer.backoff.next_delay()
         return self._apply(self.members.link_down(peer.uid, now))

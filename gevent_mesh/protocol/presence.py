@@ -26,8 +26,20 @@ from typing import Any
 
 import msgpack
 
-from . import messages
-from .messages import MAX_META_BYTES, MAX_SID_CHARS, MAX_USER_CHARS, UserId, unpack_meta
+from .presence_messages import (
+    MAX_META_BYTES,
+    MAX_SID_CHARS,
+    MAX_USER_CHARS,
+    UserId,
+    is_sendable,
+    is_sid,
+    is_user,
+    presence_delta,
+    presence_piece,
+    presence_version,
+    presence_wanted,
+    unpack_meta,
+)
 
 __all__ = ["Notice", "PresenceTable", "PresentClient", "PresentUser", "check_sid", "check_user", "pack_meta"]
 
@@ -115,11 +127,11 @@ def check_user(user: object) -> UserId:
     """
     if isinstance(user, str):
         text = str.__str__(user)
-        if len(text) > MAX_USER_CHARS or not messages.is_sendable(text):
+        if len(text) > MAX_USER_CHARS or not is_sendable(text):
             raise ValueError(f"a user id must be valid Unicode of at most {MAX_USER_CHARS} characters")
         return text
     if isinstance(user, int) and not isinstance(user, bool):
-        if not messages.is_user(int(user)):
+        if not is_user(int(user)):
             raise ValueError("a user id that is an int must fit into 64 bits")
         return int(user)
     raise TypeError(f"a user id must be a str or an int, not {type(user).__name__}; pass str(...) of anything else")
@@ -134,7 +146,7 @@ def check_sid(sid: object) -> str:
     """
     if not isinstance(sid, str):
         raise TypeError(f"a sid must be a str, not {type(sid).__name__}")
-    if not messages.is_sid(sid):
+    if not is_sid(sid):
         raise ValueError(f"a sid must be valid Unicode of 1 to {MAX_SID_CHARS} characters")
     return sid
 
@@ -284,11 +296,11 @@ class PresenceTable:
                 rows.append(_row(sid, entry))
                 size += _row_size(sid, entry)
         self.version += 1
-        return messages.presence_delta(self.version, rows, gone)
+        return presence_delta(self.version, rows, gone)
 
     def announcement(self) -> dict[str, Any] | None:
         """Our version, for a peer that has just been linked. None if nobody was ever tracked here."""
-        return messages.presence_version(self.version) if self.version else None
+        return presence_version(self.version) if self.version else None
 
     def piece(self, peer: str, request: int, part: int) -> dict[str, Any] | None:
         """The next piece of all that we have to say, for a peer that asks. To be sent before anything else happens."""
@@ -309,7 +321,7 @@ class PresenceTable:
         more = bool(cursor.sids)
         if not more:
             del self._cursors[peer]
-        return messages.presence_piece(self.version, rows, request=request, part=part, more=more)
+        return presence_piece(self.version, rows, request=request, part=part, more=more)
 
     # ------------------------------------------------------------------ what other nodes say
 
@@ -362,7 +374,7 @@ class PresenceTable:
         pull.deadline = now + PULL_SECONDS
         self._set(node, copy, data["set"])
         if data["more"]:
-            return messages.presence_wanted(pull.request, pull.part)
+            return presence_wanted(pull.request, pull.part)
         self._pulled(copy, pull)
         return None
 
@@ -370,7 +382,7 @@ class PresenceTable:
         self._requests += 1
         copy.version = None
         copy.pull = _Pull(self._requests, now + PULL_SECONDS)
-        return messages.presence_wanted(self._requests, 0)
+        return presence_wanted(self._requests, 0)
 
     def _pulled(self, copy: _Copy, pull: _Pull) -> None:
         unconfirmed = [sid for sid in copy.entries if sid not in pull.confirmed]
@@ -490,11 +502,11 @@ class PresenceTable:
         return len(self._users)
 
     def __contains__(self, user: object) -> bool:
-        return messages.is_user(user) and user in self._users
+        return is_user(user) and user in self._users
 
     def get(self, user: object) -> PresentUser | None:
         """The user, if online. 1 and True are one key to a dict; only one of them is a user id."""
-        found = self._users.get(user) if messages.is_user(user) else None  # type: ignore[call-overload]
+        found = self._users.get(user) if is_user(user) else None  # type: ignore[call-overload]
         return None if found is None else _made(user, found)  # type: ignore[arg-type]
 
     def users(self) -> dict[UserId, PresentUser]:

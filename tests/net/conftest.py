@@ -23,7 +23,7 @@ def join() -> Iterator[Join]:
 
     yield start
     for member in members:
-        member.on_message = lambda _number: None
+        member.on_number = lambda _number: None
     gevent.joinall([gevent.spawn(member.mesh.stop, 0.2) for member in members], timeout=10)
 
 

@@ -61,7 +61,8 @@ class Member:
 
     Attributes:
         got: (uid, number) of each message, in the order of arrival.
-        on_message: called with each message, after it was noted.
+        on_number: called with the number of each message, after it was noted.
+        linked, lapsed: uids of the peers that were, in order.
     """
 
     def __init__(
@@ -70,16 +71,16 @@ class Member:
         self.uid = uid or secrets.token_hex(8)
         self.got: list[tuple[str, int]] = []
         self.clients = 0
-        self.on_message: Callable[[int], None] = lambda _number: None
+        self.on_number: Callable[[int], None] = lambda _number: None
+        self.linked: list[str] = []
+        self.lapsed: list[str] = []
         self._next = 1
         options = {"heartbeat_interval": 0.2, "heartbeat_timeout": 2.0, "port": 0, **config}
         self.mesh = Mesh(
             MeshConfig(discovery=(discovery,), **options),
             uid=self.uid,
             codec=codec,
-            on_message=self._take,
-            on_sweep=lambda _now: None,
-            client_count=lambda: self.clients,
+            owner=self,
             logger=logging.getLogger("tests.mesh"),
         )
         if starts:
@@ -125,10 +126,24 @@ class Member:
         eventually(lambda: len(self.numbers_from(other)) >= count, seconds)
         assert self.numbers_from(other) == list(range(1, count + 1))
 
-    def _take(self, peer: Peer, message: ClusterMessage) -> None:
+    # -- MeshOwner
+
+    def on_message(self, peer: Peer, message: ClusterMessage) -> None:
         number = number_of(message)
         self.got.append((peer.uid, number))
-        self.on_message(number)
+        self.on_number(number)
+
+    def on_linked(self, peer: Peer) -> None:
+        self.linked.append(peer.uid)
+
+    def on_lapsed(self, peer: Peer) -> None:
+        self.lapsed.append(peer.uid)
+
+    def on_sweep(self, now: float) -> None:
+        pass
+
+    def status(self) -> dict[str, Any]:
+        return {"clients": self.clients, "namespaces": ["/"]}
 
 
 Join = Callable[..., Member]

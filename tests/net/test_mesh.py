@@ -289,7 +289,7 @@ class TestResuming:
                     entered.set()
                     Event().wait()
 
-            hanging.on_message = hang
+            hanging.on_number = hang
             other.say(10)
             assert entered.wait(5)
             link = other.link(hanging)
@@ -317,7 +317,7 @@ class TestResuming:
                 entered.set()
                 Event().wait()
 
-        one.on_message = hang
+        one.on_number = hang
         two.say(10)
         assert entered.wait(5)
         link = two.link(one)
@@ -400,7 +400,7 @@ class TestBehaviour:
             if number == 3:
                 raise ValueError("a bug of the application")
 
-        two.on_message = fail
+        two.on_number = fail
         one.say(10)
         two.hears(one, 10)
         assert "a bug of the application" in caplog.text
@@ -417,7 +417,7 @@ class TestBehaviour:
                 pass
             handled.append(turns.count)
 
-        two.on_message = work
+        two.on_number = work
         with turns:
             last = one.say(20_000)
             two.hears(one, last, 30)
@@ -555,7 +555,7 @@ def test_a_fork_of_a_running_node_leaves_its_links_and_its_registration_alone(
         registered.append(discovery.registered)
         gevent.spawn(node.say)
 
-    node.on_message = answer
+    node.on_number = answer
     done = gevent.subprocess.run(
         [sys.executable, "-c", textwrap.dedent(code)],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},

@@ -168,7 +168,7 @@ class TestStuckPeer:
         """What has piled up takes a while to pass, and until then there is no room for more."""
         one, two = slow_pair(4e6, outbox_bytes=256 * KIB)
         moves = gevent.event.Event()
-        two.on_message = lambda _number: moves.wait() and None
+        two.on_number = lambda _number: moves.wait() and None
         stops = gevent.event.Event()
 
         def talk() -> None:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from gevent_mesh.errors import MessageError, PayloadNotEncodable
 from gevent_mesh.protocol import messages
-from gevent_mesh.protocol.messages import ClusterMessage, MessageType, encode, parse
+from gevent_mesh.protocol.messages import OWN_TYPES_FROM, ClusterMessage, MessageType, encode, parse
 
 UID = "00000000000000aa"
 OPTS = messages.options(["room"], ["sid"])
@@ -31,7 +31,7 @@ def message(kind: object, data: object = None) -> dict[str, Any]:
 
 
 def test_type_numbers_are_those_of_the_cluster_adapter() -> None:
-    assert {kind.name: int(kind) for kind in MessageType} == {
+    assert {kind.name: int(kind) for kind in MessageType if kind < OWN_TYPES_FROM} == {
         "INITIAL_HEARTBEAT": 1,
         "HEARTBEAT": 2,
         "BROADCAST": 3,
@@ -48,7 +48,18 @@ def test_type_numbers_are_those_of_the_cluster_adapter() -> None:
     }
 
 
+def test_our_own_type_numbers_never_change() -> None:
+    assert {kind.name: int(kind) for kind in MessageType if kind >= OWN_TYPES_FROM} == {
+        "ANSWER": 32,
+        "COUNT_SOCKETS": 33,
+        "LIST_ROOMS": 34,
+        "CLIENTS_GONE": 35,
+    }
+
+
 # ---------------------------------------------------------------------- shapes
+
+SOCKET = {"id": "a", "handshake": {"address": "127.0.0.1"}, "rooms": ["a", 1], "data": {"k": b"v"}}
 
 VALID: list[tuple[MessageType, Any]] = [
     (MessageType.INITIAL_HEARTBEAT, None),
@@ -71,7 +82,17 @@ VALID: list[tuple[MessageType, Any]] = [
     (MessageType.DISCONNECT_SOCKETS, {"opts": OPTS}),
     (MessageType.FETCH_SOCKETS, {"opts": OPTS, "requestId": "ab"}),
     (MessageType.FETCH_SOCKETS_RESPONSE, {"requestId": "ab", "sockets": []}),
-    (MessageType.FETCH_SOCKETS_RESPONSE, {"requestId": "ab", "sockets": [{"id": "a"}]}),
+    (MessageType.FETCH_SOCKETS_RESPONSE, messages.fetched_sockets("ab", [SOCKET, SOCKET])),
+    (MessageType.FETCH_SOCKETS_RESPONSE, messages.fetched_sockets("ab", [SOCKET], more=True)),
+    (MessageType.COUNT_SOCKETS, messages.fetch_sockets(OPTS, "ab")),
+    (MessageType.LIST_ROOMS, messages.fetch_sockets(OPTS, "ab")),
+    (MessageType.ANSWER, messages.answer_count("ab", 0)),
+    (MessageType.ANSWER, messages.answer_rooms("ab", [])),
+    (MessageType.CLIENTS_GONE, messages.clients_gone("ab", 3)),
+    (MessageType.SOCKETS_JOIN, messages.sockets_join(OPTS, ["a"], "ab")),
+    (MessageType.SOCKETS_LEAVE, messages.sockets_leave(OPTS, ["a"], "ab")),
+    (MessageType.DISCONNECT_SOCKETS, messages.disconnect_sockets(OPTS, request_id="ab")),
+    (MessageType.SERVER_SIDE_EMIT_RESPONSE, messages.server_side_answer("ab", None, "no handler")),
     (MessageType.SERVER_SIDE_EMIT, {"packet": ["event"]}),
     (MessageType.SERVER_SIDE_EMIT, {"packet": ["event", 1], "requestId": "ab"}),
     (MessageType.SERVER_SIDE_EMIT, {"packet": ["event", 1], "requestId": None}),
@@ -127,6 +148,23 @@ INVALID: list[tuple[MessageType, Any]] = [
     *cases(T.FETCH_SOCKETS, lambda bad: {"opts": OPTS, "requestId": bad}, *BAD_ID),
     *cases(T.FETCH_SOCKETS_RESPONSE, lambda bad: {"requestId": bad, "sockets": []}, *BAD_ID),
     *cases(T.FETCH_SOCKETS_RESPONSE, lambda bad: {"requestId": "ab", "sockets": bad}, None, {}, "", 1, [1], [[]]),
+    *cases(T.FETCH_SOCKETS_RESPONSE, lambda bad: {"requestId": "ab", "sockets": [{**SOCKET, "id": bad}]}, None, 1, b""),
+    *cases(
+        T.FETCH_SOCKETS_RESPONSE, lambda bad: {"requestId": "ab", "sockets": [{**SOCKET, "rooms": bad}]}, *BAD_ROOMS
+    ),
+    *cases(
+        T.FETCH_SOCKETS_RESPONSE, lambda bad: {"requestId": "ab", "sockets": [{**SOCKET, "handshake": bad}]}, None, []
+    ),
+    *cases(T.FETCH_SOCKETS_RESPONSE, lambda bad: {"requestId": "ab", "sockets": [], "more": bad}, None, 1),
+    *cases(T.ANSWER, lambda bad: {"requestId": bad, "count": 1}, *BAD_ID),
+    *cases(T.ANSWER, lambda bad: {"requestId": "ab", "count": bad}, None, -1, 1.0, True, "1"),
+    *cases(
+        T.ANSWER, lambda bad: {"requestId": "ab", "rooms": bad}, None, {}, 1, [1], [[]], [["a"]], [["a", -1]], [[{}, 1]]
+    ),
+    *cases(T.CLIENTS_GONE, lambda bad: {"requestId": "ab", "count": bad}, None, -1, "1"),
+    *cases(T.SOCKETS_JOIN, lambda bad: {"opts": OPTS, "rooms": ["a"], "requestId": bad}, *BAD_OPTIONAL_ID),
+    *cases(T.DISCONNECT_SOCKETS, lambda bad: {"opts": OPTS, "requestId": bad}, *BAD_OPTIONAL_ID),
+    *cases(T.SERVER_SIDE_EMIT_RESPONSE, lambda bad: {"requestId": "ab", "packet": 1, "error": bad}, None, 1),
     *cases(T.SERVER_SIDE_EMIT, lambda bad: {"packet": bad}, *BAD_EVENT),
     *cases(T.SERVER_SIDE_EMIT, lambda bad: {"packet": ["e"], "requestId": bad}, *BAD_OPTIONAL_ID),
     *cases(T.SERVER_SIDE_EMIT_RESPONSE, lambda bad: {"requestId": bad, "packet": 1}, *BAD_ID),
@@ -180,6 +218,12 @@ def test_what_is_no_message_at_all_is_refused(value: object) -> None:
 def test_keys_of_a_newer_node_are_ignored() -> None:
     found = parse({**message(9, {"packet": ["e"], "new": 1}), "newer": 2})
     assert found == ClusterMessage(MessageType.SERVER_SIDE_EMIT, UID, "/", {"packet": ["e"], "new": 1})
+
+
+def test_rooms_and_counts_come_as_pairs() -> None:
+    sent = messages.answer_rooms("ab", [("room", 2), (7, 1), (("a", 1), 0)], more=True)
+    found = parse(msgpack.unpackb(encode(MessageType.ANSWER, UID, "/", sent)))
+    assert found.data == {"requestId": "ab", "rooms": [("room", 2), (7, 1), (("a", 1), 0)], "more": True}
 
 
 def test_an_answer_without_a_value_is_an_answer_of_nothing() -> None:

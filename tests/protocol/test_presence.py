@@ -23,6 +23,7 @@ from gevent_mesh.protocol.presence import (
     check_user,
     pack_meta,
 )
+from gevent_mesh.protocol.presence_messages import presence_piece
 
 A, B, C = "a" * 16, "b" * 16, "c" * 16
 PLAIN = pack_meta({})
@@ -318,7 +319,7 @@ def test_a_second_announcement_does_not_disturb_a_pull(pair: Pair) -> None:
 
 
 def test_an_answer_that_nobody_waits_for_changes_nothing(pair: Pair) -> None:
-    stray = messages.presence_piece(1, [["s1", "ada", PLAIN, 1.0, 1.0]], request=1, part=0, more=False)
+    stray = presence_piece(1, [["s1", "ada", PLAIN, 1.0, 1.0]], request=1, part=0, more=False)
     assert pair.other.take(A, stray, 0.0) is None
     assert len(pair.other) == 0
 

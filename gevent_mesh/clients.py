@@ -1,0 +1,247 @@
+"""This node's own clients, as its services see them: who is selected, what is known of each, what can be done to them.
+
+Rules:
+
+- Work on many clients is done in slices (`in_slices`), so that nobody is held up; a client may have gone meanwhile.
+- What is told of a client to other nodes is bounded, and what msgpack has no form for is left out.
+- What a client sent as `auth` is kept for as long as it is connected, so it is kept only while it is small.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Hashable, Iterable
+from typing import Any
+from urllib.parse import parse_qsl
+
+import gevent
+import msgpack
+from socketio.manager import Manager
+
+from .fanout import Fanout
+from .net.pause import in_slices
+from .selection import Selection
+
+__all__ = ["Clients"]
+
+MAX_AUTH_BYTES = 4096
+MAX_DATA_BYTES = 64 * 1024
+"""The most of a client's session that other nodes are told."""
+MAX_NAMESPACES = 60
+"""The most namespaces that a heartbeat names; its decoder takes 64 of anything."""
+
+Member = tuple[str, str]
+"""(sid, Engine.IO sid)"""
+
+
+class Clients:
+    """The clients of one server.
+
+    Args:
+        manager: the client manager that knows the rooms.
+    """
+
+    def __init__(self, manager: Manager) -> None:
+        self._manager = manager
+        self.fanout = Fanout(manager)
+        self._arrivals: dict[str, tuple[float, bytes]] = {}
+        self._offered: dict[tuple[str, str], Any] = {}
+        self._rooms: dict[tuple[str, str], dict[Hashable, None]] = {}
+
+    # ------------------------------------------------------------------ what python-socketio does (see the manager)
+
+    def watch(self, server: Any) -> None:
+        """Remember what clients of this server send as `auth`; python-socketio only passes it to the application."""
+        connect = getattr(server, "_handle_connect", None)
+        if connect is None:
+            return
+
+        def handle_connect(eio_sid: str, namespace: str | None, data: Any) -> None:
+            key = (eio_sid, namespace or "/")
+            self._offered[key] = data
+            try:
+                connect(eio_sid, namespace, data)
+            finally:
+                self._offered.pop(key, None)
+
+        server._handle_connect = handle_connect
+
+    def entered(self, sid: str, namespace: str, room: Hashable, eio_sid: str | None) -> None:
+        """A client is in one more room; None is the room that it enters first."""
+        if room is None:
+            auth = _packed(self._offered.pop((eio_sid or "", namespace), None), MAX_AUTH_BYTES)
+            self._arrivals[sid] = (time.time(), auth)
+        elif room != sid:
+            self._rooms.setdefault((namespace, sid), {})[room] = None
+
+    def left(self, sid: str, namespace: str, room: Hashable) -> None:
+        """A client is in one room less."""
+        rooms = self._rooms.get((namespace, sid))
+        if rooms is not None:
+            rooms.pop(room, None)
+            if not rooms:
+                del self._rooms[namespace, sid]
+
+    def gone(self, sid: str) -> None:
+        """A client is not connected any more."""
+        self._arrivals.pop(sid, None)
+
+    # ------------------------------------------------------------------ who
+
+    @property
+    def is_served(self) -> bool:
+        """Whether there is a server that could have clients."""
+        return self._manager.server is not None
+
+    def is_ours(self, sid: Hashable, namespace: str) -> bool:
+        """Whether the client is connected here, or about to be: inside its connect handler it is not connected yet."""
+        if self._manager.is_connected(sid, namespace):
+            return True
+        # Added to python-socketio together with the two-phase connect; before, the first question was enough.
+        is_pre_connected = getattr(self._manager, "is_pre_connected", None)
+        return is_pre_connected is not None and bool(is_pre_connected(sid, namespace))
+
+    def is_only_ours(self, selection: Selection) -> bool:
+        """Whether nobody else can have any of the selected clients: the only room is the sid of one of ours."""
+        return len(selection.rooms) == 1 and self.is_ours(selection.rooms[0], selection.namespace)
+
+    def select(self, selection: Selection) -> list[Member]:
+        """The selected clients that are connected here, each once."""
+        if selection.is_empty or not self.is_served:
+            return []
+        return self.fanout.participants(selection.namespace, selection.rooms, selection.exclude)
+
+    def count(self) -> int:
+        """Connections of clients, whatever their namespaces."""
+        return len(self._manager.server.eio.sockets) if self.is_served else 0
+
+    def namespaces(self) -> list[str]:
+        """The namespaces that are served here."""
+        server = self._manager.server
+        if server is None:
+            return []
+        named = server.namespaces if isinstance(server.namespaces, (list, tuple)) else ()
+        found = dict.fromkeys([*server.handlers, *server.namespace_handlers, *named, *self._manager.rooms])
+        return [namespace for namespace in found if namespace != "*"][:MAX_NAMESPACES]
+
+    def rooms_of(self, sid: str, namespace: str) -> list[Hashable]:
+        """The rooms that a client is in, apart from its own."""
+        return list(self._rooms.get((namespace, sid), ()))
+
+    def describe(self, member: Member, namespace: str) -> dict[str, Any]:
+        """What other nodes are told of a client: ``{id, handshake, rooms, data}``."""
+        sid, eio_sid = member
+        return {
+            "id": sid,
+            "handshake": self._handshake(sid, eio_sid),
+            "rooms": [sid, *self.rooms_of(sid, namespace)],
+            "data": _encodable(self._session(eio_sid, namespace), MAX_DATA_BYTES),
+        }
+
+    def _handshake(self, sid: str, eio_sid: str) -> dict[str, Any]:
+        environ = self._manager.server.environ.get(eio_sid, {})
+        arrived_at, auth = self._arrivals.get(sid, (0.0, _NOTHING))
+        return {
+            "address": environ.get("REMOTE_ADDR", ""),
+            "query": dict(parse_qsl(environ.get("QUERY_STRING", ""), keep_blank_values=True)),
+            "issued": round(arrived_at * 1000),
+            "auth": msgpack.unpackb(auth, strict_map_key=False),
+        }
+
+    def _session(self, eio_sid: str, namespace: str) -> dict[str, Any]:
+        """The session of python-socketio, above the one of Flask that Flask-SocketIO's handlers see."""
+        server = self._manager.server
+        flask_session = server.environ.get(eio_sid, {}).get("saved_session") or {}
+        socket = server.eio.sockets.get(eio_sid)
+        own = socket.session.get(namespace, {}) if socket is not None else {}
+        return {**flask_session, **own} if isinstance(own, dict) else dict(flask_session)
+
+    # ------------------------------------------------------------------ what can be done to them
+
+    def enter(self, members: Iterable[Member], namespace: str, rooms: Iterable[Hashable]) -> int:
+        """Put clients into rooms.
+
+        Returns:
+            How many of them were still there.
+
+        Raises:
+            ValueError: a room is the sid of some other client.
+        """
+        rooms = list(rooms)
+        count = 0
+        for sid, _ in in_slices(members):
+            if self.is_ours(sid, namespace):
+                count += 1
+                for room in rooms:
+                    Manager.enter_room(self._manager, sid, namespace, room)
+        return count
+
+    def leave(self, members: Iterable[Member], namespace: str, rooms: Iterable[Hashable]) -> int:
+        """Take clients out of rooms; out of their own they do not go, they would not be reached by their sid any more.
+
+        Returns:
+            How many of them were still there.
+        """
+        rooms = list(rooms)
+        count = 0
+        for sid, _ in in_slices(members):
+            if self.is_ours(sid, namespace):
+                count += 1
+                for room in rooms:
+                    if room != sid:
+                        Manager.leave_room(self._manager, sid, namespace, room)
+        return count
+
+    def disconnect(self, members: Iterable[Member], namespace: str, *, close: bool = False) -> int:
+        """Disconnect clients from the namespace.
+
+        Their disconnect handlers begin before this returns, in greenlets of their own: an event that comes after it
+        finds the clients gone.
+
+        Args:
+            close: end their connections, and so all of their namespaces.
+
+        Returns:
+            How many there were.
+        """
+        count = 0
+        for sid, eio_sid in in_slices(members):
+            count += 1
+            if close:
+                gevent.spawn(self._manager.server.eio.disconnect, eio_sid)
+            else:
+                gevent.spawn(self._manager.server.disconnect, sid, namespace=namespace, ignore_queue=True)
+            # It runs now, up to the point where a handler waits.
+            gevent.sleep(0)
+        return count
+
+
+_NOTHING = msgpack.packb(None)
+_packer = msgpack.Packer(use_bin_type=True)
+
+
+def _packed(value: Any, limit_bytes: int) -> bytes:
+    """A value in msgpack, or None in its place if it has no form there, or too large a one."""
+    try:
+        packed: bytes = _packer.pack(value)
+    except (TypeError, ValueError, OverflowError):
+        return bytes(_NOTHING)
+    return packed if len(packed) <= limit_bytes else bytes(_NOTHING)
+
+
+def _encodable(session: dict[Any, Any], limit_bytes: int) -> dict[str, Any]:
+    """What other nodes can be told of a session."""
+    told = {}
+    for key, value in session.items():
+        size = _packed_bytes(value)
+        if isinstance(key, str) and size is not None and size <= limit_bytes:
+            told[key] = value
+            limit_bytes -= size
+    return told
+
+
+def _packed_bytes(value: Any) -> int | None:
+    try:
+        return len(_packer.pack(value))
+    except (TypeError, ValueError, OverflowError):
+        return None

@@ -1,0 +1,92 @@
+"""Server-side events: what the nodes say to each other for the application, and how they answer.
+
+Rules:
+
+- Every event gets a greenlet of its own, so that a handler that waits delays nobody; they start in the order in which
+  one node sent them.
+- Whoever asks is answered once by each node, also where there is no handler, or where it fails: with an error then.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import gevent
+
+from ..errors import PayloadError
+from ..node import Node
+from ..protocol import messages
+from ..protocol.messages import ClusterMessage, MessageType
+from ..protocol.peers import Peer
+from ..service import Handler, Service
+from .requests import Requests
+
+__all__ = ["ServerEvents"]
+
+
+class ServerEvents(Service):
+    """The application's handlers of server-side events.
+
+    Args:
+        node: the way to other nodes.
+        requests: where this node's open questions are.
+        logger: where to report.
+    """
+
+    def __init__(self, node: Node, requests: Requests, logger: logging.Logger) -> None:
+        self._node = node
+        self._requests = requests
+        self._logger = logger
+        self._handled: dict[tuple[str, str], Callable[..., Any]] = {}
+
+    @property
+    def handlers(self) -> Mapping[MessageType, Handler]:
+        return {
+            MessageType.SERVER_SIDE_EMIT: self._on_event,
+            MessageType.SERVER_SIDE_EMIT_RESPONSE: self._on_answer,
+        }
+
+    def handle(self, event: str, namespace: str, handler: Callable[..., Any]) -> None:
+        """Call this handler for an event from now on, and no other."""
+        self._handled[namespace, event] = handler
+
+    def _on_answer(self, peer: Peer, message: ClusterMessage) -> None:
+        self._requests.take(message.data["requestId"], peer.uid, message)
+
+    def _on_event(self, peer: Peer, message: ClusterMessage) -> None:
+        event, *arguments = message.data["packet"]
+        handler = self._handled.get((message.nsp, event))
+        request_id = message.data.get("requestId")
+        if handler is None:
+            self._answer(peer, message.nsp, request_id, None, f"no handler of {event!r} in {message.nsp!r}")
+        else:
+            gevent.spawn(self._run, handler, event, arguments, peer, message.nsp, request_id)
+
+    def _run(
+        self,
+        handler: Callable[..., Any],
+        event: str,
+        arguments: list[Any],
+        peer: Peer,
+        namespace: str,
+        request_id: str | None,
+    ) -> None:
+        value, error = None, ""
+        try:
+            value = handler(*arguments)
+        except Exception as exc:
+            self._logger.exception("the handler of the server-side event %r failed", event)
+            error = f"{type(exc).__name__}: {exc}"
+        self._answer(peer, namespace, request_id, value, error)
+
+    def _answer(self, peer: Peer, namespace: str, request_id: str | None, value: Any, error: str) -> None:
+        if request_id is None:
+            return
+        kind = MessageType.SERVER_SIDE_EMIT_RESPONSE
+        try:
+            self._node.send(peer.uid, kind, namespace, messages.server_side_answer(request_id, value, error))
+        except PayloadError as exc:
+            self._logger.error("the answer to a server-side event cannot be sent: %s", exc)
+            self._node.send(peer.uid, kind, namespace, messages.server_side_answer(request_id, None, str(exc)))

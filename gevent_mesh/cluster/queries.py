@@ -1,0 +1,183 @@
+"""Questions about the clients of all nodes, and commands whose effect is counted: asking, and answering.
+
+Rules:
+
+- Whom a question is about is settled when it is read, in order with all that its node said before; the answer is then
+  worked out in a greenlet of its own, so nobody waits for it.
+- A large answer travels in pieces of at most `PIECE_SOCKETS` clients or `PIECE_BYTES`, made in slices of a few
+  milliseconds, at the pace of the asking node.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from time import monotonic
+from typing import Any, TypeVar
+
+import gevent
+import msgpack
+
+from ..clients import Clients, Member
+from ..errors import PayloadError
+from ..net.pause import in_slices
+from ..node import Node
+from ..protocol import messages
+from ..protocol.messages import ClusterMessage, MessageType
+from ..protocol.peers import Peer
+from ..selection import Selection
+from ..service import Handler, Service
+from .requests import Request, Requests
+
+__all__ = ["Queries"]
+
+PIECE_SOCKETS = 200
+PIECE_ROOMS = 1000
+PIECE_BYTES = 64 * 1024
+
+T = TypeVar("T")
+
+MakeData = Callable[[str], dict[str, Any]]
+"""The data of a message, given the id of the request."""
+
+
+class Queries(Service):
+    """Asks the other nodes, and answers them.
+
+    Args:
+        node: the way to other nodes.
+        clients: this node's own.
+        requests: where this node's open questions are.
+        logger: where to report.
+    """
+
+    def __init__(self, node: Node, clients: Clients, requests: Requests, logger: logging.Logger) -> None:
+        self._node = node
+        self._clients = clients
+        self._requests = requests
+        self._logger = logger
+
+    @property
+    def handlers(self) -> Mapping[MessageType, Handler]:
+        return {
+            MessageType.FETCH_SOCKETS: self._on_fetch,
+            MessageType.COUNT_SOCKETS: self._on_count,
+            MessageType.LIST_ROOMS: self._on_list_rooms,
+            MessageType.FETCH_SOCKETS_RESPONSE: self._on_answer,
+            MessageType.ANSWER: self._on_answer,
+        }
+
+    # ------------------------------------------------------------------ asking
+
+    def ask(
+        self,
+        kind: MessageType,
+        namespace: str,
+        make_data: MakeData,
+        take: Callable[[str, ClusterMessage], bool],
+        timeout: float,
+    ) -> Request:
+        """Ask all other nodes that are present. May wait for room in their outboxes.
+
+        Args:
+            make_data: makes the message's data for the id of the request.
+            take: called with (uid, message) of what comes, in readers; tells whether that node's part is complete.
+            timeout: seconds until the request ends at the latest.
+
+        Returns:
+            The request, open; `Requests.wait` waits for its end.
+        """
+        mesh = self._node.cluster()
+        peers = mesh.table.reachable() if mesh is not None else []
+        missing = mesh.table.unreachable() if mesh is not None else []
+        deadline = monotonic() + timeout
+        request = Request([peer.uid for peer in peers], [peer.uid for peer in missing], take, deadline)
+        self._requests.open(request)
+        self._node.publish_to(peers, kind, namespace, make_data(request.id))
+        return request
+
+    def _on_answer(self, peer: Peer, message: ClusterMessage) -> None:
+        self._requests.take(message.data["requestId"], peer.uid, message)
+
+    # ------------------------------------------------------------------ this node's own part
+
+    def describe(self, members: Iterable[Member], namespace: str) -> Iterator[dict[str, Any]]:
+        """What is told of clients, of those that are still there; gives way now and then."""
+        for member in in_slices(members):
+            if self._clients.is_ours(member[0], namespace):
+                yield self._clients.describe(member, namespace)
+
+    def count_rooms(self, members: Iterable[Member], namespace: str) -> Counter[Hashable]:
+        """How many of the clients are in each room; a client's own room does not count."""
+        rooms: Counter[Hashable] = Counter()
+        for sid, _ in in_slices(members):
+            rooms.update(self._clients.rooms_of(sid, namespace))
+        return rooms
+
+    # ------------------------------------------------------------------ answering
+
+    def _on_count(self, peer: Peer, message: ClusterMessage) -> None:
+        count = messages.answer_count(message.data["requestId"], len(self._selected(message)))
+        self._node.send(peer.uid, MessageType.ANSWER, message.nsp, count)
+
+    def _on_fetch(self, peer: Peer, message: ClusterMessage) -> None:
+        gevent.spawn(self._answer_fetch, peer, message, self._selected(message))
+
+    def _on_list_rooms(self, peer: Peer, message: ClusterMessage) -> None:
+        gevent.spawn(self._answer_rooms, peer, message, self._selected(message))
+
+    def _selected(self, message: ClusterMessage) -> list[Member]:
+        opts = message.data["opts"]
+        return self._clients.select(Selection(message.nsp, opts["rooms"], opts["except"]))
+
+    def _answer_fetch(self, peer: Peer, message: ClusterMessage, members: list[Member]) -> None:
+        request_id = message.data["requestId"]
+        for sockets, more in _with_last(_pieces(self.describe(members, message.nsp))):
+            data = messages.fetched_sockets(request_id, sockets, more=more)
+            if not self._tell(peer, MessageType.FETCH_SOCKETS_RESPONSE, message.nsp, data):
+                return
+
+    def _answer_rooms(self, peer: Peer, message: ClusterMessage, members: list[Member]) -> None:
+        request_id = message.data["requestId"]
+        rooms = list(self.count_rooms(members, message.nsp).items())
+        pieces = (rooms[at : at + PIECE_ROOMS] for at in range(0, len(rooms), PIECE_ROOMS))
+        for piece, more in _with_last(pieces):
+            if not self._tell(
+                peer, MessageType.ANSWER, message.nsp, messages.answer_rooms(request_id, piece, more=more)
+            ):
+                return
+
+    def _tell(self, peer: Peer, kind: MessageType, namespace: str, data: dict[str, Any]) -> bool:
+        """Send one piece. False when there is nobody to hear the others."""
+        if not peer.present:
+            return False
+        try:
+            self._node.publish_to([peer], kind, namespace, data)
+        except PayloadError as exc:
+            self._logger.error("an answer to %s cannot be sent: %s", peer.uid, exc)
+            return False
+        return True
+
+
+def _pieces(sockets: Iterable[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+    piece: list[dict[str, Any]] = []
+    size = 0
+    for socket in sockets:
+        piece.append(socket)
+        size += len(msgpack.packb(socket))
+        if len(piece) >= PIECE_SOCKETS or size >= PIECE_BYTES:
+            yield piece
+            piece, size = [], 0
+    if piece:
+        yield piece
+
+
+def _with_last(pieces: Iterable[Sequence[T]]) -> Iterator[tuple[list[T], bool]]:
+    """Each piece, and whether more come; an empty one when there is none at all."""
+    before: Sequence[T] | None = None
+    for piece in pieces:
+        if before is not None:
+            yield list(before), True
+        before = piece
+    yield list(before or ()), False

@@ -1,0 +1,130 @@
+"""Requests: whom a question went to, whose part of the answer is complete, and what is missing in the end.
+
+Rules:
+
+- A request goes to the nodes that are present when it is made. Each has one part of the answer, in one message or in
+  several. It ends when every part is complete, at its deadline, and not later.
+- A node that lapses ends its part at once: what it did not say is missing, and named.
+- What comes after the end, or from somebody who was not asked, is ignored. Nothing is kept for ever.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Iterable
+from time import monotonic
+from typing import Any
+
+from gevent.event import Event
+
+__all__ = ["Request", "Requests"]
+
+Take = Callable[[str, Any], bool]
+"""Called with (uid, what came); tells whether this node's part is complete."""
+
+
+class Request:
+    """One open question.
+
+    Args:
+        asked: uids of the nodes that are asked.
+        missing: uids of nodes that belong to the cluster and cannot be reached.
+        take: what to do with what comes.
+        deadline: when it ends at the latest, monotonic.
+        may_grow: nodes that are not known yet may be asked as well; it then ends at its deadline only.
+
+    Attributes:
+        id: 16 hex digits.
+        waiting: nodes whose part is not complete.
+        missing: nodes whose part never will be.
+        expected_nodes: how many nodes the answer should come from.
+    """
+
+    def __init__(
+        self, asked: Iterable[str], missing: Iterable[str], take: Take, deadline: float, *, may_grow: bool = False
+    ) -> None:
+        self.id = secrets.token_hex(8)
+        self.waiting = set(asked)
+        self.missing = set(missing)
+        self.expected_nodes = len(self.waiting) + len(self.missing)
+        self.deadline = deadline
+        self._asked = frozenset(self.waiting)
+        self._take = take
+        self._may_grow = may_grow
+        self._ended = Event()
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether nothing more can come."""
+        return not self.waiting and not self._may_grow
+
+    def take(self, uid: str, what: Any) -> None:
+        """Something came from a node."""
+        if uid not in self.waiting and not (self._may_grow and uid not in self._asked):
+            return
+        if self._take(uid, what):
+            self.waiting.discard(uid)
+
+    def lapsed(self, uid: str) -> None:
+        """A node will say nothing more."""
+        if uid in self.waiting:
+            self.waiting.discard(uid)
+            self.missing.add(uid)
+
+    def end(self) -> None:
+        """Nothing is waited for any more."""
+        self.missing |= self.waiting
+        self.waiting.clear()
+        self._may_grow = False
+        self._ended.set()
+
+    def wait(self) -> None:
+        """Wait for the end."""
+        self._ended.wait(max(0.0, self.deadline - monotonic()))
+
+
+class Requests:
+    """The requests of this node that are still open."""
+
+    def __init__(self) -> None:
+        self._open: dict[str, Request] = {}
+
+    def __len__(self) -> int:
+        return len(self._open)
+
+    def open(self, request: Request) -> None:
+        """Take what comes for this request from now on."""
+        self._open[request.id] = request
+
+    def wait(self, request: Request) -> None:
+        """Wait until a request ends, and close it."""
+        self._end_if_complete(request)
+        request.wait()
+        self._end(request)
+
+    def take(self, request_id: str, uid: str, what: Any) -> None:
+        """A node says something about a request."""
+        request = self._open.get(request_id)
+        if request is not None:
+            request.take(uid, what)
+            self._end_if_complete(request)
+
+    def lapsed(self, uid: str) -> None:
+        """A node is not present any more."""
+        for request in list(self._open.values()):
+            request.lapsed(uid)
+            self._end_if_complete(request)
+
+    def sweep(self, now: float) -> None:
+        """End the requests whose time is over."""
+        for request in list(self._open.values()):
+            if now >= request.deadline:
+                self._end(request)
+
+    def _end_if_complete(self, request: Request) -> None:
+        if request.is_complete:
+            self._end(request)
+
+    def _end(self, request: Request) -> None:
+        self._open.pop(request.id, None)
+        request.end()

@@ -1,0 +1,158 @@
+"""What the questions to a cluster are answered with, and how much of the answer is missing.
+
+Rules:
+
+- Every answer is an ordinary value (a list, a number, a dictionary) that also says how complete it is. Whoever does not
+  care need not look; whoever does asks `is_complete` and `missing_nodes`.
+- An answer that is not complete is no error: a node may die at any moment.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .api import ClusterApi
+
+__all__ = [
+    "ClientAnswers",
+    "ClientCount",
+    "Handshake",
+    "NodeAnswers",
+    "Outcome",
+    "RemoteSocket",
+    "RoomCounts",
+    "SocketList",
+]
+
+
+class Outcome:
+    """How much of an answer is there.
+
+    Attributes:
+        missing_nodes: uids of the nodes whose part is missing or not whole: they died, lapsed, failed, or did not
+            answer in time.
+        expected: how many answers there should be: of nodes, this one included where it has a part; for `call`, of
+            clients, as far as nodes have said how many they asked.
+        received: how many there are.
+    """
+
+    missing_nodes: tuple[str, ...] = ()
+    expected: int = 0
+    received: int = 0
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether nothing is missing."""
+        return not self.missing_nodes and self.received >= self.expected
+
+    def note(self, missing_nodes: Iterable[str], expected: int, received: int) -> None:
+        """Say how much of the answer is there."""
+        self.missing_nodes = tuple(sorted(missing_nodes))
+        self.expected, self.received = expected, received
+
+
+@dataclass(frozen=True, slots=True)
+class Handshake:
+    """How a client connected.
+
+    Attributes:
+        address: its IP address, as its node saw it (behind a proxy, the proxy's).
+        query: the parameters of the request; of one that is given twice, the last.
+        time: when, in seconds since 1970 by its node's clock; 0 if that is not known.
+        auth: what it sent as `auth`; None if that was larger than 4 KiB, or has no form in msgpack.
+    """
+
+    address: str
+    query: dict[str, str]
+    time: float
+    auth: Any
+
+    @classmethod
+    def of(cls, told: dict[str, Any]) -> Handshake:
+        """Read what a node tells; a Node server may tell anything."""
+        address, query, issued = told.get("address"), told.get("query"), told.get("issued")
+        return cls(
+            address if isinstance(address, str) else "",
+            query if isinstance(query, dict) else {},
+            issued / 1000 if isinstance(issued, (int, float)) and not isinstance(issued, bool) else 0.0,
+            told.get("auth"),
+        )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RemoteSocket:
+    """A client of any node, as it was when it was fetched. Equal to another one that stands for the same client.
+
+    Attributes:
+        sid: its id in the namespace.
+        namespace: the Socket.IO namespace.
+        rooms: the rooms that it is in, its own (the sid) included.
+        node: the uid of its node.
+        handshake: how it connected.
+        data: its session (`save_session`; with Flask-SocketIO also `flask.session` as its handlers see it), as far as
+            msgpack has a form for the values, and at most 64 KiB of it.
+    """
+
+    sid: str
+    namespace: str
+    rooms: tuple[Hashable, ...]
+    node: str
+    handshake: Handshake
+    data: dict[str, Any]
+    _mesh: ClusterApi = field(repr=False)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, RemoteSocket) and (self.sid, self.namespace) == (other.sid, other.namespace)
+
+    def __hash__(self) -> int:
+        return hash((self.sid, self.namespace))
+
+    def emit(self, event: str, data: Any = None) -> None:
+        """Emit an event to this client. Cost: one message to every node, unless it is a client of this one."""
+        self._mesh.emit(event, data, namespace=self.namespace, room=self.sid)
+
+    def join(self, rooms: Any) -> None:
+        """Put this client into a room, or several. Cost: as `emit`."""
+        self._mesh.sockets_join(rooms, room=self.sid, namespace=self.namespace)
+
+    def leave(self, rooms: Any) -> None:
+        """Take this client out of a room, or several. Cost: as `emit`."""
+        self._mesh.sockets_leave(rooms, room=self.sid, namespace=self.namespace)
+
+    def disconnect(self, *, close: bool = False) -> None:
+        """Disconnect this client from the namespace; with `close` altogether. Cost: as `emit`."""
+        self._mesh.disconnect_sockets(room=self.sid, namespace=self.namespace, close=close)
+
+
+class SocketList(list[RemoteSocket], Outcome):
+    """Clients of the cluster. Also an `Outcome`, which counts nodes."""
+
+
+class ClientCount(int, Outcome):
+    """How many clients. Also an `Outcome`, which counts nodes."""
+
+
+class RoomCounts(dict[Hashable, int], Outcome):
+    """How many clients are in each room. Also an `Outcome`, which counts nodes."""
+
+
+class NodeAnswers(dict[str, Any], Outcome):
+    """What each node answered, by uid. Also an `Outcome`, which counts nodes.
+
+    Attributes:
+        errors: why nodes that are missing did not answer, where they said so, by uid.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.errors: dict[str, str] = {}
+
+
+class ClientAnswers(list[Any], Outcome):
+    """What each client answered, as `call` of python-socketio returns it: None, one value, or a tuple of several.
+
+    Also an `Outcome`, which counts clients: `expected` are those that were asked and did not disconnect meanwhile.
+    """

@@ -1,0 +1,94 @@
+"""Commands: what other nodes have this node's clients do. Events for them, rooms to enter and to leave, disconnects.
+
+Commands of one node take effect in the order in which it gave them: each is done, as far as that needs no waiting for
+the application, before the next message of that node is looked at.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from functools import partial
+
+from .clients import Clients, Member
+from .cluster.acknowledgements import Acknowledgements
+from .node import Node
+from .packets import Packets
+from .protocol import messages
+from .protocol.messages import ClusterMessage, MessageType
+from .protocol.peers import Peer
+from .selection import Selection
+from .service import Handler, Service
+
+__all__ = ["Commands"]
+
+
+class Commands(Service):
+    """Carries out what comes.
+
+    Args:
+        node: answers for it.
+        clients: whom it is about.
+        packets: gives the form of packets that clients get now.
+        acknowledgements: takes over the events that clients are to acknowledge.
+        logger: where to report.
+    """
+
+    def __init__(
+        self,
+        node: Node,
+        clients: Clients,
+        packets: Callable[[], Packets],
+        acknowledgements: Acknowledgements,
+        logger: logging.Logger,
+    ) -> None:
+        self._node = node
+        self._clients = clients
+        self._packets = packets
+        self._acknowledgements = acknowledgements
+        self._logger = logger
+
+    @property
+    def handlers(self) -> Mapping[MessageType, Handler]:
+        return {
+            MessageType.BROADCAST: self._on_broadcast,
+            MessageType.SOCKETS_JOIN: self._on_join,
+            MessageType.SOCKETS_LEAVE: self._on_leave,
+            MessageType.DISCONNECT_SOCKETS: self._on_disconnect,
+        }
+
+    def _on_broadcast(self, peer: Peer, message: ClusterMessage) -> None:
+        if message.data.get("requestId") is not None:
+            self._acknowledgements.on_asked(peer, message)
+        elif self._clients.is_served:
+            opts = message.data["opts"]
+            encoded = self._packets().for_clients(message.data, peer.codec, message.nsp)
+            self._clients.fanout.deliver(message.nsp, opts["rooms"], opts["except"], encoded)
+
+    def _on_join(self, peer: Peer, message: ClusterMessage) -> None:
+        def enter(members: list[Member]) -> int:
+            try:
+                return self._clients.enter(members, message.nsp, message.data["rooms"])
+            except ValueError as exc:
+                self._logger.warning("%s asked to put clients into %r: %s", peer.uid, message.data["rooms"], exc)
+                return 0
+
+        self._carry_out(peer, message, enter)
+
+    def _on_leave(self, peer: Peer, message: ClusterMessage) -> None:
+        rooms = message.data["rooms"]
+        for sid in (room for room in rooms if self._clients.is_ours(room, message.nsp)):
+            # It would not be reached by its sid any more. Its own node would have raised.
+            self._logger.warning("%s asked to close the room of client %s itself", peer.uid, sid)
+        self._carry_out(peer, message, lambda members: self._clients.leave(members, message.nsp, rooms))
+
+    def _on_disconnect(self, peer: Peer, message: ClusterMessage) -> None:
+        close = message.data.get("close", False)
+        self._carry_out(peer, message, partial(self._clients.disconnect, namespace=message.nsp, close=close))
+
+    def _carry_out(self, peer: Peer, message: ClusterMessage, do: Callable[[list[Member]], int]) -> None:
+        opts = message.data["opts"]
+        count = do(self._clients.select(Selection(message.nsp, opts["rooms"], opts["except"])))
+        request_id = message.data.get("requestId")
+        if request_id is not None:
+            self._node.send(peer.uid, MessageType.ANSWER, message.nsp, messages.answer_count(request_id, count))

@@ -1,0 +1,177 @@
+"""This process as a member of the mesh: its life, its way to the other nodes, and the services that it consists of.
+
+Rules:
+
+- It joins and leaves as often as it is told to, each time under a new uid: to the others that is another node.
+- What is published goes to every peer that serves clients, and is kept for those that discovery is about to name.
+- A message that is too large raises before anybody has got it.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from .config import MeshConfig
+from .errors import PayloadTooLarge
+from .net.mesh import Mesh
+from .protocol import messages
+from .protocol.messages import ClusterMessage, MessageType
+from .protocol.peers import Peer
+from .routing import receivers
+from .service import Handler, Service
+
+__all__ = ["Node"]
+
+
+class Node:
+    """A member of the mesh, or what may become one.
+
+    Args:
+        config: valid options.
+        logger: where to report.
+        status: what heartbeats say of this node.
+
+    Attributes:
+        uid: 16 hex digits, new at every start.
+        mesh: the running mesh; None before the start.
+        is_stopped: it was stopped, and is not to join by itself.
+    """
+
+    def __init__(self, config: MeshConfig, logger: logging.Logger, status: Callable[[], dict[str, Any]]) -> None:
+        self.config = config
+        self.uid = _new_uid()
+        self.mesh: Mesh | None = None
+        self.is_stopped = False
+        self.status = status
+        self._logger = logger
+        self._was_started = False
+        self._warned_unstarted = False
+        self._services: list[Service] = []
+        self._handlers: dict[MessageType, Handler] = {}
+
+    def add(self, *services: Service) -> None:
+        """Let these services take part."""
+        self._services += services
+        for service in services:
+            self._handlers.update(service.handlers)
+
+    # ------------------------------------------------------------------ life
+
+    def start(self, codec: str) -> None:
+        """Join the mesh. Does nothing if this node has joined already.
+
+        Args:
+            codec: names the form of the packets that clients get here.
+
+        Raises:
+            StartError: the mesh's port cannot be bound.
+        """
+        if self.mesh is not None:
+            return
+        self.is_stopped = False
+        if self._was_started:
+            self.uid = _new_uid()
+        self._was_started = True
+        mesh = Mesh(self.config, uid=self.uid, codec=codec, owner=self, logger=self._logger)
+        # Set before it starts: our own listener is a gevent server too, and asks us to start again.
+        self.mesh = mesh
+        try:
+            mesh.start()
+        except BaseException:
+            self.mesh = None
+            raise
+
+    def stop(self, timeout: float) -> None:
+        """Leave the mesh. What was published still goes out, for at most `timeout` seconds."""
+        self.is_stopped = True
+        mesh, self.mesh = self.mesh, None
+        if mesh is not None:
+            mesh.stop(timeout)
+
+    def forked(self) -> None:
+        """The process is a fork: nothing that the parent opened belongs to it."""
+        mesh, self.mesh = self.mesh, None
+        self.uid = _new_uid()
+        if mesh is not None:
+            mesh.forget()
+
+    # ------------------------------------------------------------------ the way out
+
+    def cluster(self) -> Mesh | None:
+        """The mesh, or None for a node that works alone or has not joined, which it says once."""
+        if not self.config.discovery:
+            return None
+        if self.mesh is None and not self._warned_unstarted:
+            self._warned_unstarted = True
+            state = "after stop()" if self.is_stopped else "before this process serves"
+            self._logger.warning("emitted %s: other nodes do not get it; call start() first if they should", state)
+        return self.mesh
+
+    def encode(self, kind: MessageType, namespace: str, data: dict[str, Any]) -> bytes:
+        """Encode a message of this node.
+
+        Raises:
+            PayloadTooLarge: no outbox has room for it, ever.
+            PayloadNotEncodable: msgpack has no form for a value.
+        """
+        message = messages.encode(kind, self.uid, namespace, data)
+        if len(message) > self.config.outbox_bytes:
+            raise PayloadTooLarge(len(message), self.config.outbox_bytes)
+        return message
+
+    def publish(self, kind: MessageType, namespace: str, data: dict[str, Any]) -> None:
+        """Send a message to all nodes, those included that are about to be named. May wait for slow peers."""
+        mesh = self.cluster()
+        if mesh is not None:
+            message = self.encode(kind, namespace, data)
+            mesh.outboxes.keep_for_newcomers(message)
+            mesh.outboxes.publish(receivers(mesh.table), message)
+
+    def publish_to(self, peers: Sequence[Peer], kind: MessageType, namespace: str, data: dict[str, Any]) -> None:
+        """Send a message to some peers. May wait for slow ones."""
+        if self.mesh is not None and peers:
+            self.mesh.outboxes.publish(peers, self.encode(kind, namespace, data))
+
+    def send(self, uid: str, kind: MessageType, namespace: str, data: dict[str, Any]) -> bool:
+        """Send a message to one peer. Never waits.
+
+        Returns:
+            False when there is no such peer.
+        """
+        return self.mesh is not None and self.mesh.outboxes.send(uid, self.encode(kind, namespace, data))
+
+    @property
+    def peers(self) -> Iterable[Peer]:
+        """The other members that are known; none before the start."""
+        return () if self.mesh is None else list(self.mesh.table)
+
+    def client_gone(self, sid: str, namespace: str) -> None:
+        """A client of this node is not connected to this namespace any more."""
+        for service in self._services:
+            service.client_gone(sid, namespace)
+
+    # ------------------------------------------------------------------ what the mesh says (MeshOwner)
+
+    def on_message(self, peer: Peer, message: ClusterMessage) -> None:
+        handler = self._handlers.get(message.type)
+        if handler is not None:
+            handler(peer, message)
+
+    def on_linked(self, peer: Peer) -> None:
+        for service in self._services:
+            service.linked(peer)
+
+    def on_lapsed(self, peer: Peer) -> None:
+        for service in self._services:
+            service.lapsed(peer)
+
+    def on_sweep(self, now: float) -> None:
+        for service in self._services:
+            service.sweep(now)
+
+
+def _new_uid() -> str:
+    return secrets.token_hex(8)

@@ -1,0 +1,52 @@
+"""Whom something is for: rooms to be in, and rooms not to be in.
+
+To python-socketio, no room means everybody and an empty list of rooms means nobody; a sid is a room as well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from .protocol import messages
+
+__all__ = ["Selection"]
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Clients of one namespace.
+
+    Attributes:
+        namespace: the Socket.IO namespace.
+        rooms: members of any of these; everybody when empty.
+        exclude: and of none of these.
+        is_empty: nobody can be meant.
+    """
+
+    namespace: str
+    rooms: list[Hashable]
+    exclude: list[Hashable]
+    is_empty: bool = False
+
+    @classmethod
+    def of(cls, namespace: str | None, room: Any = None, exclude: Any = None) -> Selection:
+        """What the parameters of python-socketio's `emit`, and ours, stand for: one room, several, or None."""
+        rooms = _several(room)
+        # None is no client, but it is the name of the room of everybody.
+        left_out = [one for one in _several(exclude) if one is not None]
+        return cls(namespace or "/", rooms, left_out, is_empty=room is not None and not rooms)
+
+    @property
+    def opts(self) -> dict[str, Any]:
+        """The form that it has in messages."""
+        return messages.options(self.rooms, self.exclude)
+
+
+def _several(room: Any) -> list[Hashable]:
+    if room is None:
+        return []
+    if isinstance(room, (str, bytes)) or not isinstance(room, Iterable):
+        return [room]
+    return list(room)
