@@ -5,6 +5,7 @@ The map, from the outside in; imports point downwards only::
     manager.py      GeventMeshManager: the seam to python-socketio
     node.py         this process as a member of the mesh; service.py: a part of it
     cluster/        questions to all nodes and their answers
+    presence.py     who is online, on all nodes
     commands.py     what other nodes have our clients do
     clients.py      this node's own clients
     fanout.py       delivery to them
@@ -32,6 +33,7 @@ from .errors import (
 )
 from .manager import GeventMeshManager
 from .net.mesh import PeerInfo
+from .presence import Presence, PresentClient, PresentUser
 
 __all__ = [
     "ConfigError",
@@ -40,6 +42,9 @@ __all__ = [
     "PayloadError",
     "PayloadTooLarge",
     "PeerInfo",
+    "Presence",
+    "PresentClient",
+    "PresentUser",
     "StartError",
     "__version__",
 ]
