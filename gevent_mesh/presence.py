@@ -22,7 +22,7 @@ from .net.pause import give_way
 from .node import Node
 from .protocol.messages import ClusterMessage, MessageType
 from .protocol.peers import Peer
-from .protocol.presence import PresenceTable, PresentClient, PresentUser, check_sid, check_user, pack_meta
+from .protocol.presence import Change, PresenceTable, PresentClient, PresentUser, check_sid, check_user, pack_meta
 from .protocol.presence_messages import UserId
 from .service import Handler, Service
 
@@ -86,7 +86,7 @@ class Presence:
 
         @presence.on_join
         def joined(user):
-            socketio.emit("online", user.id)
+            socketio.emit("online", user.id, ignore_queue=True)  # to the clients of this node; others do the same
 
     Reading it costs no message: every node knows all users. `len(presence)` is how many users there are, and
     `user_id in presence` whether one is online.
@@ -98,8 +98,7 @@ class Presence:
         self._clients = clients
         self._logger = logger
         self._table = PresenceTable(node.uid)
-        self._joined: list[Callable[[PresentUser], object]] = []
-        self._left: list[Callable[[PresentUser], object]] = []
+        self._followers: dict[Change, list[Callable[[PresentUser], object]]] = {change: [] for change in Change}
         self._workers = (
             _Worker(lambda: self._table.has_delta, self._send_delta, "telling other nodes who is online", logger),
             _Worker(lambda: not self._table.is_settled, self._settle, "showing and hiding users", logger),
@@ -114,8 +113,8 @@ class Presence:
     def track(self, sid: str, user: UserId, meta: dict[Any, Any] | None = None) -> None:
         """Say that a client of this node belongs to a user, who is online from now on.
 
-        Once more for the same client, it changes the user, or what is known of it. A client that disconnects is
-        untracked by itself.
+        Once more for the same client, it changes the user or the metadata; the same again costs nothing. A client that
+        disconnects is untracked by itself.
 
         Cost: one message to every node, of about 80 bytes plus the metadata; calls of one moment share it.
 
@@ -172,14 +171,22 @@ class Presence:
         Returns:
             `callback`, so that this can be a decorator.
         """
-        self._table.watch()
-        self._joined.append(callback)
-        return callback
+        return self._follow(Change.JOINED, callback)
 
     def on_leave(self, callback: Callback) -> Callback:
         """Call this with the `PresentUser`, as last known, when a user's last client is gone. See `on_join`."""
+        return self._follow(Change.LEFT, callback)
+
+    def on_update(self, callback: Callback) -> Callback:
+        """Call this with the `PresentUser` when the clients or the metadata of a user who stays online have changed.
+
+        Several changes may come as one, with what they have come to. See `on_join`.
+        """
+        return self._follow(Change.UPDATED, callback)
+
+    def _follow(self, change: Change, callback: Callback) -> Callback:
         self._table.watch()
-        self._left.append(callback)
+        self._followers[change].append(callback)
         return callback
 
     # ------------------------------------------------------------------ what the service calls
@@ -238,7 +245,7 @@ class Presence:
         notice = self._table.next_notice()
         if notice is None:
             return
-        for callback in tuple(self._joined if notice.joined else self._left):
+        for callback in tuple(self._followers[notice.change]):
             try:
                 callback(notice.user)
             except Exception:

@@ -12,8 +12,8 @@ Rules:
   confirmed by its last piece is gone.
 - A copy of a node that has lapsed is kept, but not *shown*: if the node comes back and says the same version, nothing
   has to travel. Users are what all shown clients of all nodes say together.
-- Whoever watches is owed at most one word about each user: that it came, or that it left. A user who has done both
-  meanwhile owes nothing. So a slow listener has no queue that could grow.
+- Whoever watches is owed at most one word about each user: that it came, left, or is not as it was told. A user who has
+  come and gone meanwhile is worth none. So a slow listener has no queue that could grow.
 - Showing or hiding thousands of clients at once is work for several turns (`PresenceTable.settle`).
 """
 
@@ -22,6 +22,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from enum import Enum
 from typing import Any
 
 import msgpack
@@ -41,7 +42,7 @@ from .presence_messages import (
     unpack_meta,
 )
 
-__all__ = ["Notice", "PresenceTable", "PresentClient", "PresentUser", "check_sid", "check_user", "pack_meta"]
+__all__ = ["Change", "Notice", "PresenceTable", "PresentClient", "PresentUser", "check_sid", "check_user", "pack_meta"]
 
 PULL_SECONDS = 10.0
 """How long the next piece of a pull may take. Links lose nothing in silence: this is for a peer that is broken."""
@@ -79,7 +80,7 @@ class PresentUser:
 
     Attributes:
         id: as given to `track`.
-        meta: that of the client for which `track` was called last. Copy it before you change it.
+        meta: that of the client which was tracked, or given other metadata, last. Copy it before you change it.
         since: when the first client that is still there was tracked, seconds since the epoch.
         clients: all of the user's connections, on all nodes; the oldest first.
     """
@@ -100,11 +101,20 @@ class PresentUser:
         return tuple(dict.fromkeys(client.node for client in self.clients))
 
 
+class Change(Enum):
+    """What can have become of a user."""
+
+    JOINED = "joined"
+    LEFT = "left"
+    UPDATED = "updated"
+    """Other clients, or other metadata; online before and after."""
+
+
 @dataclass(frozen=True, slots=True)
 class Notice:
-    """What is owed to those who watch: this user has come (`joined`), or left, being last as shown."""
+    """What is owed to those who watch: the user as it is now, or as it was when it left."""
 
-    joined: bool
+    change: Change
     user: PresentUser
 
 
@@ -220,6 +230,14 @@ class _User:
 
 
 @dataclass(slots=True)
+class _Owed:
+    """What those who watch are to be told of a user; `last` is how it was when it left."""
+
+    change: Change
+    last: PresentUser | None = None
+
+
+@dataclass(slots=True)
 class _Cursor:
     """How far a peer's pull from us has got."""
 
@@ -248,7 +266,7 @@ class PresenceTable:
         self._dirty: OrderedDict[str, None] = OrderedDict()
         self._cursors: dict[str, _Cursor] = {}
         self._users: dict[UserId, _User] = {}
-        self._notices: OrderedDict[UserId, PresentUser | None] | None = None
+        self._owed: OrderedDict[UserId, _Owed] | None = None
         self._requests = 0
 
     # ------------------------------------------------------------------ our own clients
@@ -263,6 +281,8 @@ class PresenceTable:
             now: seconds since the epoch.
         """
         known = self._own.entries.get(sid)
+        if known is not None and (known.user, known.meta) == (user, meta):
+            return
         since = known.since if known is not None and known.user == user else now
         self._own.entries[sid] = Entry(user, meta, since, now)
         self._own_changed(sid)
@@ -482,19 +502,21 @@ class PresenceTable:
         found = self._users.get(user)
         if found is None:
             found = self._users[user] = _User()
-            self._owe(user, None)
+            self._owe(user, Change.JOINED)
+        else:
+            self._owe(user, Change.UPDATED)
         found.entries[key] = entry
         found.made = None
 
     def _leave(self, user: UserId, key: Key) -> None:
         found = self._users[user]
-        if len(found.entries) > 1:
+        if len(found.entries) == 1:
+            self._owe(user, Change.LEFT)
+            del self._users[user]
+        else:
+            self._owe(user, Change.UPDATED)
             del found.entries[key]
             found.made = None
-            return
-        if self._notices is not None:
-            self._owe(user, _made(user, found))
-        del self._users[user]
 
     # ------------------------------------------------------------------ reading
 
@@ -517,31 +539,36 @@ class PresenceTable:
 
     def watch(self) -> None:
         """From now on somebody wants to know who comes and goes."""
-        if self._notices is None:
-            self._notices = OrderedDict()
+        if self._owed is None:
+            self._owed = OrderedDict()
 
-    def _owe(self, user: UserId, last: PresentUser | None) -> None:
-        """A user has come (`last` is None) or left. If that undoes what is still owed, nothing has happened."""
-        if self._notices is None:
+    def _owe(self, user: UserId, change: Change) -> None:
+        """Something is about to become of a user. With what is owed already it makes one notice, or none."""
+        if self._owed is None:
             return
-        if user in self._notices:
-            del self._notices[user]
-        else:
-            self._notices[user] = last
+        owed = self._owed.get(user)
+        before = None if owed is None else owed.change
+        if (before, change) == (Change.JOINED, Change.LEFT):
+            del self._owed[user]
+        elif change is Change.LEFT:
+            self._owed[user] = _Owed(Change.LEFT, _made(user, self._users[user]))
+        elif before is Change.LEFT:
+            # Back before anybody was told, with another client.
+            self._owed[user] = _Owed(Change.UPDATED)
+        elif before is None:
+            self._owed[user] = _Owed(change)
 
     @property
     def has_notice(self) -> bool:
         """Whether something is owed to those who watch."""
-        return bool(self._notices)
+        return bool(self._owed)
 
     def next_notice(self) -> Notice | None:
         """What is owed for the longest time, and is not owed from now on."""
-        if not self._notices:
+        if not self._owed:
             return None
-        user, last = self._notices.popitem(last=False)
-        if last is not None:
-            return Notice(False, last)
-        return Notice(True, _made(user, self._users[user]))
+        user, owed = self._owed.popitem(last=False)
+        return Notice(owed.change, owed.last or _made(user, self._users[user]))
 
 
 def _row(sid: str, entry: Entry) -> list[Any]:

@@ -16,6 +16,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from gevent_mesh.protocol import messages, presence
 from gevent_mesh.protocol.messages import MessageType
 from gevent_mesh.protocol.presence import (
+    Change,
     PresenceTable,
     PresentClient,
     PresentUser,
@@ -25,7 +26,8 @@ from gevent_mesh.protocol.presence import (
 )
 from gevent_mesh.protocol.presence_messages import presence_piece
 
-A, B, C = "a" * 16, "b" * 16, "c" * 16
+A, B = "a" * 16, "b" * 16
+JOINED, LEFT, UPDATED = Change.JOINED, Change.LEFT, Change.UPDATED
 PLAIN = pack_meta({})
 
 
@@ -122,6 +124,14 @@ def test_new_metadata_of_an_old_client_is_the_users_and_its_time_stays() -> None
     assert (user.meta, user.since, user.clients[0].since) == ({"mood": "away"}, 1.0, 1.0)
 
 
+def test_to_track_a_client_as_what_it_is_changes_nothing() -> None:
+    table = PresenceTable(A)
+    table.track("s1", "ada", PLAIN, 1.0)
+    table.next_delta()
+    table.track("s1", "ada", pack_meta({}), 2.0)
+    assert not table.has_delta
+
+
 def test_a_client_that_becomes_another_user_is_no_longer_the_first() -> None:
     table = PresenceTable(A)
     table.track("s1", "ada", PLAIN, 1.0)
@@ -150,7 +160,7 @@ def test_a_new_uid_changes_where_users_are_and_nobody_leaves() -> None:
     user = table.get("ada")
     assert user is not None
     assert user.nodes == (B,)
-    assert table.next_notice() is None
+    assert notices(table) == [(UPDATED, "ada")]
     table.untrack("s1")
     assert len(table) == 0
 
@@ -373,10 +383,10 @@ def test_thousands_who_leave_at_once_do_so_in_slices(pair: Pair) -> None:
 # ---------------------------------------------------------------------- watching
 
 
-def notices(table: PresenceTable) -> list[tuple[bool, Any]]:
+def notices(table: PresenceTable) -> list[tuple[Change, Any]]:
     found = []
     while (notice := table.next_notice()) is not None:
-        found.append((notice.joined, notice.user.id))
+        found.append((notice.change, notice.user.id))
     return found
 
 
@@ -385,11 +395,11 @@ def test_a_user_joins_and_leaves_once_whatever_the_number_of_tabs() -> None:
     table.watch()
     table.track("s1", "ada", PLAIN, 1.0)
     table.track("s2", "ada", PLAIN, 2.0)
-    assert notices(table) == [(True, "ada")]
+    assert notices(table) == [(JOINED, "ada")]
     table.untrack("s1")
-    assert notices(table) == []
+    assert notices(table) == [(UPDATED, "ada")]
     table.untrack("s2")
-    assert notices(table) == [(False, "ada")]
+    assert notices(table) == [(LEFT, "ada")]
 
 
 def test_who_leaves_is_described_as_last_seen() -> None:
@@ -411,10 +421,31 @@ def test_what_was_undone_before_it_was_told_is_not_told() -> None:
         table.untrack("s1")
     assert notices(table) == []
     table.track("s1", "ada", PLAIN, 1.0)
-    assert notices(table) == [(True, "ada")]
-    table.untrack("s1")
+    table.track("s1", "ada", pack_meta({"a": 1}), 1.0)
+    assert notices(table) == [(JOINED, "ada")]
+
+
+def test_who_is_back_before_it_was_told_is_an_update() -> None:
+    table = PresenceTable(A)
+    table.watch()
     table.track("s1", "ada", PLAIN, 1.0)
-    assert notices(table) == []
+    notices(table)
+    table.untrack("s1")
+    table.track("s2", "ada", PLAIN, 1.0)
+    assert notices(table) == [(UPDATED, "ada")]
+
+
+def test_who_leaves_while_an_update_is_owed_only_leaves() -> None:
+    table = PresenceTable(A)
+    table.watch()
+    table.track("s1", "ada", PLAIN, 1.0)
+    notices(table)
+    table.track("s1", "ada", pack_meta({"a": 1}), 1.0)
+    table.untrack("s1")
+    notice = table.next_notice()
+    assert notice is not None
+    assert (notice.change, notice.user.meta) == (LEFT, {"a": 1})
+    assert not table.has_notice
 
 
 def test_new_metadata_is_no_join() -> None:
@@ -423,6 +454,8 @@ def test_new_metadata_is_no_join() -> None:
     table.track("s1", "ada", PLAIN, 1.0)
     notices(table)
     table.track("s1", "ada", pack_meta({"a": 1}), 2.0)
+    assert notices(table) == [(UPDATED, "ada")]
+    table.track("s1", "ada", pack_meta({"a": 1}), 3.0)
     assert notices(table) == []
 
 
@@ -432,7 +465,7 @@ def test_who_watches_late_hears_of_what_happens_from_then_on() -> None:
     table.watch()
     assert notices(table) == []
     table.untrack("s1")
-    assert notices(table) == [(False, "ada")]
+    assert notices(table) == [(LEFT, "ada")]
 
 
 # ---------------------------------------------------------------------- what applications pass
@@ -521,15 +554,19 @@ class Server:
         self.table.watch()
         self.truth: dict[str, tuple[Any, dict[str, Any], float, float]] = {}
         self.waiting: dict[str, Any] | None = None
-        self.told: set[Any] = set()
+        self.told: dict[Any, PresentUser] = {}
 
     def hear(self) -> None:
         """Take one notice. A user who is told to have come was not there by all that was told before."""
         notice = self.table.next_notice()
         if notice is None:
             return
-        assert notice.joined is (notice.user.id not in self.told)
-        (self.told.add if notice.joined else self.told.remove)(notice.user.id)
+        user = notice.user
+        assert (notice.change is JOINED) is (user.id not in self.told)
+        if notice.change is LEFT:
+            del self.told[user.id]
+        else:
+            self.told[user.id] = user
 
 
 class Mesh(RuleBasedStateMachine):
@@ -730,7 +767,7 @@ class Mesh(RuleBasedStateMachine):
             assert server.table._copies.keys() <= set(self.others(server))
             while server.table.has_notice:
                 server.hear()
-            assert server.told == truth.keys()
+            assert server.told == truth
 
     def truth(self) -> dict[Any, PresentUser]:
         found: dict[Any, list[tuple[float, str, str, float, dict[str, Any]]]] = {}
