@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import textwrap
+from collections.abc import Iterator
 from typing import Any
 
 import flask
@@ -21,7 +22,7 @@ from socketio.msgpack_packet import MsgPackPacket
 from gevent_mesh import ConfigError, GeventMeshManager, PayloadTooLarge, StartError
 from gevent_mesh.net import mesh
 from gevent_mesh.packets import Packets
-from gevent_mesh_discovery import DiscoveryServer
+from tests.paper import PaperNode, paper_mesh
 from tests.support import eventually
 
 
@@ -369,47 +370,15 @@ class TestJoining:
         assert caplog.text.count("start()") == 1
 
 
-class Node:
-    """A node with clients that exist on paper only: what is sent to them is noted, and tests answer for them."""
-
-    def __init__(self, manager: GeventMeshManager, **options: Any) -> None:
-        self.manager = manager
-        self.server = socketio.Server(async_mode="gevent", client_manager=manager, **options)
-        self.sent: list[tuple[str, Any]] = []
-        self.server._send_eio_packet = lambda eio_sid, packet: self.sent.append((eio_sid, packet.data))
-        self.server.eio.send = lambda eio_sid, data: self.sent.append((eio_sid, data))
-        self.manager.start()
-
-    def connects(self, eio_sid: str) -> str:
-        self.server._handle_eio_connect(eio_sid, {})
-        self.server._handle_eio_message(eio_sid, "0")
-        (sid,) = (sid for sid, eio in self.manager.get_participants("/", None) if eio == eio_sid)
-        self.sent.clear()
-        return str(sid)
-
-    def gets(self, text: str) -> None:
-        """Wait until a client gets a packet that has this in it."""
-        eventually(lambda: any(text in str(packet) for _, packet in self.sent))
-
-
 class TestAcrossNodes:
     """One thing that a peer asks for at a time. How nodes work together is in the integration tests."""
 
     @pytest.fixture
-    def nodes(self, make_manager: Any) -> Any:
-        discovery = DiscoveryServer(port=0)
-        discovery.start()
-        pair = [
-            Node(make_manager(discovery.url, ws_port=0, callback_timeout=0.2, heartbeat_interval=0.1)) for _ in "ab"
-        ]
-        for node in pair:
-            assert node.manager.wait_for_peers(1)
-        yield pair
-        for node in pair:
-            node.manager.stop(0.2)
-        discovery.stop()
+    def nodes(self) -> Iterator[list[PaperNode]]:
+        with paper_mesh(2, callback_timeout=0.2, heartbeat_interval=0.1) as nodes:
+            yield nodes
 
-    def test_a_peer_cannot_take_a_client_out_of_the_room_that_is_its_sid(self, nodes: list[Node], caplog: Any) -> None:
+    def test_a_peer_cannot_take_a_client_out_of_its_own_room(self, nodes: list[PaperNode], caplog: Any) -> None:
         ours, theirs = nodes
         sid = ours.connects("one")
         ours.manager.enter_room(sid, "/", "room")
@@ -420,7 +389,7 @@ class TestAcrossNodes:
         theirs.server.emit("event", "still here", to=sid)
         ours.gets("still here")
 
-    def test_a_peer_cannot_take_a_client_out_of_the_room_of_everybody(self, nodes: list[Node]) -> None:
+    def test_a_peer_cannot_take_a_client_out_of_the_room_of_everybody(self, nodes: list[PaperNode]) -> None:
         ours, theirs = nodes
         sid = ours.connects("one")
         ours.manager.enter_room(sid, "/", "room")
@@ -433,7 +402,7 @@ class TestAcrossNodes:
         ours.gets("still here")
 
     def test_callbacks_of_clients_that_never_answer_are_dropped(
-        self, nodes: list[Node], monkeypatch: pytest.MonkeyPatch
+        self, nodes: list[PaperNode], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(mesh, "SWEEP_SECONDS", 0.05)
         ours, theirs = nodes
@@ -449,7 +418,7 @@ class TestAcrossNodes:
         eventually(lambda: not len(theirs.manager._requests))
         assert answers == []
 
-    def test_an_acknowledgement_that_cannot_be_encoded_is_logged(self, nodes: list[Node], caplog: Any) -> None:
+    def test_an_acknowledgement_that_cannot_be_encoded_is_logged(self, nodes: list[PaperNode], caplog: Any) -> None:
         ours, theirs = nodes
         sid = ours.connects("one")
         answers: list[Any] = []
@@ -464,7 +433,7 @@ class TestAcrossNodes:
         assert "acknowledgement cannot be passed on" in caplog.text
         assert "Traceback" not in caplog.text
 
-    def test_an_event_with_a_callback_carries_whatever_the_packet_class_can(self, nodes: list[Node]) -> None:
+    def test_an_event_with_a_callback_carries_whatever_the_packet_class_can(self, nodes: list[PaperNode]) -> None:
         ours, theirs = nodes
         sid = ours.connects("one")
         answers: list[Any] = []
@@ -475,7 +444,7 @@ class TestAcrossNodes:
         eventually(lambda: answers == ["yes"])
 
     def test_an_event_is_the_same_whether_or_not_a_peer_is_joining(self, make_manager: Any) -> None:
-        node = Node(make_manager("ws://127.0.0.1:1", ws_port=0), serializer="msgpack")
+        node = PaperNode(make_manager("ws://127.0.0.1:1", ws_port=0), serializer="msgpack")
         running = node.manager.mesh
         assert running is not None
         node.server.emit("event", {1: "a"})

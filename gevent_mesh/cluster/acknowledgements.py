@@ -138,6 +138,9 @@ class Acknowledgements(Service):
 
         Returns:
             The request, which is open.
+
+        Raises:
+            PayloadError: the event cannot be sent; nobody has got it.
         """
         own = self._clients.select(selection)
         mesh = self._node.mesh if publish is not None else None
@@ -148,7 +151,7 @@ class Acknowledgements(Service):
         request = Request([us, *asked], missing, tally.take, monotonic() + timeout, may_grow=may_grow)
         self._requests.open(request)
         if publish is not None:
-            publish(request.id)
+            self._publish(publish, request)
         say = partial(self._requests.take, request.id, us)
         say(_count(request.id, len(own)))
         self._ask_own(
@@ -160,6 +163,13 @@ class Acknowledgements(Service):
             deadline=request.deadline,
         )
         return request
+
+    def _publish(self, publish: Callable[[str], None], request: Request) -> None:
+        try:
+            publish(request.id)
+        except BaseException:
+            self._requests.end(request)
+            raise
 
     def _answered_here(
         self,

@@ -87,14 +87,19 @@ class Queries(Service):
 
         Returns:
             The request, open; `Requests.wait` waits for its end.
+
+        Raises:
+            PayloadError: the message cannot be sent; nobody has got it.
         """
         mesh = self._node.cluster()
         peers = mesh.table.reachable() if mesh is not None else []
         missing = mesh.table.unreachable() if mesh is not None else []
         deadline = monotonic() + timeout
         request = Request([peer.uid for peer in peers], [peer.uid for peer in missing], take, deadline)
+        message = self._node.encode(kind, namespace, make_data(request.id))
         self._requests.open(request)
-        self._node.publish_to(peers, kind, namespace, make_data(request.id))
+        if mesh is not None:
+            mesh.outboxes.publish(peers, message)
         return request
 
     def _on_answer(self, peer: Peer, message: ClusterMessage) -> None:

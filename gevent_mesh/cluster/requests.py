@@ -100,7 +100,7 @@ class Requests:
         """Wait until a request ends, and close it."""
         self._end_if_complete(request)
         request.wait()
-        self._end(request)
+        self.end(request)
 
     def take(self, request_id: str, uid: str, what: Any) -> None:
         """A node says something about a request."""
@@ -119,12 +119,13 @@ class Requests:
         """End the requests whose time is over."""
         for request in list(self._open.values()):
             if now >= request.deadline:
-                self._end(request)
+                self.end(request)
+
+    def end(self, request: Request) -> None:
+        """Close a request, whatever is missing."""
+        self._open.pop(request.id, None)
+        request.end()
 
     def _end_if_complete(self, request: Request) -> None:
         if request.is_complete:
-            self._end(request)
-
-    def _end(self, request: Request) -> None:
-        self._open.pop(request.id, None)
-        request.end()
+            self.end(request)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import random
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -606,3 +607,81 @@ def test_a_peer_that_comes_back_from_the_dead_is_told_what_it_missed() -> None:
     assert peer.session.sent_lost == 1
     peer.session.append(b"12345")
     assert peer.session.take(100) == (2, [b"12345"])
+
+
+# ---------------------------------------------------------------------- who is present
+
+
+def lapsed(table: PeerTable, now: float) -> list[str]:
+    return [peer.uid for peer in table.take_lapsed(now)]
+
+
+def test_a_named_peer_is_present_until_it_has_been_silent_for_too_long() -> None:
+    table, peer = named(silence_seconds=10.0)
+    assert table.reachable() == [peer]
+    assert table.next_lapse() == 10.0
+    assert lapsed(table, 9.9) == []
+    assert lapsed(table, 10.0) == [OTHER]
+    assert lapsed(table, 10.0) == [], "told once"
+    assert table.reachable() == []
+    assert table.unreachable() == [peer]
+
+
+def test_a_linked_peer_never_lapses() -> None:
+    table, peer = named()
+    bring_up(table, OTHER, 1.0)
+    assert table.next_lapse() is None
+    assert lapsed(table, 1e6) == []
+    assert table.reachable() == [peer]
+
+
+def test_a_link_that_blinks_is_no_lapse() -> None:
+    table, _ = named(silence_seconds=10.0)
+    link = bring_up(table, OTHER, 1.0)
+    table.link_down(link, 5.0)
+    assert lapsed(table, 10.9) == [], "it was heard at 1.0"
+    bring_up(table, OTHER, 10.95)
+    assert lapsed(table, 1e6) == []
+
+
+def test_a_peer_whose_link_is_down_lapses_after_silence_and_is_present_again_with_a_link() -> None:
+    table, peer = named(silence_seconds=10.0)
+    link = bring_up(table, OTHER, 1.0)
+    table.link_down(link, 5.0)
+    assert lapsed(table, 11.0) == [OTHER]
+    assert table.unreachable() == [peer], "discovery still names it"
+    bring_up(table, OTHER, 12.0)
+    assert peer.present
+    assert table.unreachable() == []
+
+
+def test_a_peer_whose_link_is_down_and_that_no_roster_names_lapses_at_once() -> None:
+    table, _ = named()
+    link = bring_up(table, OTHER, 1.0)
+    table.roster("d", {}, True, 2.0)
+    assert lapsed(table, 2.0) == [], "its link is up"
+    table.link_down(link, 3.0)
+    assert lapsed(table, 3.0) == [OTHER]
+    assert table.unreachable() == [], "no part of the cluster any more"
+
+
+def test_a_peer_that_leaves_or_is_given_up_lapses() -> None:
+    table, _ = named()
+    bring_up(table, OTHER, 1.0)
+    table.left(OTHER)
+    assert table.next_lapse() == -math.inf
+    assert lapsed(table, 1.0) == [OTHER]
+    table, _ = named(resume_window=5.0, silence_seconds=10.0)
+    link = bring_up(table, OTHER, 1.0)
+    table.link_down(link, 2.0)
+    table.tick(7.0)
+    assert lapsed(table, 7.0) == [OTHER]
+
+
+def test_an_emitter_is_named_by_no_roster_and_does_not_lapse_at_once() -> None:
+    table = PeerTable(LOW, random.Random(1), silence_seconds=10.0)
+    link = bring_up(table, OTHER, 1.0, role=Role.EMITTER, address="")
+    table.link_down(link, 2.0)
+    assert lapsed(table, 10.9) == []
+    assert table.reachable() == [], "nobody asks it"
+    assert lapsed(table, 11.0) == [OTHER]
