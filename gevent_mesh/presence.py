@@ -116,7 +116,7 @@ class Presence:
         Once more for the same client, it changes the user or the metadata; the same again costs nothing. A client that
         disconnects is untracked by itself.
 
-        Cost: one message to every node, of about 80 bytes plus the metadata; calls of one moment share it.
+        Cost: one message to every node, of about 130 bytes plus the metadata; calls of one moment share it.
 
         Args:
             sid: the client. It must be connected to this node and namespace, or be about to: its connect handler may
