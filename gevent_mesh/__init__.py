@@ -24,6 +24,16 @@ drops repeats and checks shapes -> `GeventMeshManager` hands the encoded packet 
 
 from __future__ import annotations
 
+from .cluster.results import (
+    ClientAnswers,
+    ClientCount,
+    Handshake,
+    NodeAnswers,
+    Outcome,
+    RemoteSocket,
+    RoomCounts,
+    SocketList,
+)
 from .errors import (
     ConfigError,
     MeshError,
@@ -36,15 +46,23 @@ from .net.mesh import PeerInfo
 from .presence import Presence, PresentClient, PresentUser
 
 __all__ = [
+    "ClientAnswers",
+    "ClientCount",
     "ConfigError",
     "GeventMeshManager",
+    "Handshake",
     "MeshError",
+    "NodeAnswers",
+    "Outcome",
     "PayloadError",
     "PayloadTooLarge",
     "PeerInfo",
     "Presence",
     "PresentClient",
     "PresentUser",
+    "RemoteSocket",
+    "RoomCounts",
+    "SocketList",
     "StartError",
     "__version__",
 ]

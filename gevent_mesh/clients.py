@@ -30,9 +30,6 @@ MAX_DATA_BYTES = 64 * 1024
 MAX_NAMESPACES = 60
 """The most namespaces that a heartbeat names; its decoder takes 64 of anything."""
 
-Member = tuple[str, str]
-"""(sid, Engine.IO sid)"""
-
 
 class Clients:
     """The clients of one server.
@@ -105,11 +102,24 @@ class Clients:
         """Whether nobody else can have any of the selected clients: the only room is the sid of one of ours."""
         return len(selection.rooms) == 1 and self.is_ours(selection.rooms[0], selection.namespace)
 
-    def select(self, selection: Selection) -> list[Member]:
-        """The selected clients that are connected here, each once."""
-        if selection.is_empty or not self.is_served:
+    def select(self, selection: Selection) -> list[str]:
+        """The sids of the selected clients that are connected here, each once."""
+        known = self._manager.rooms.get(selection.namespace)
+        if selection.is_empty or not known:
             return []
-        return self.fanout.participants(selection.namespace, selection.rooms, selection.exclude)
+        if len(selection.rooms) < 2:
+            (room,) = selection.rooms or [None]
+            sids = list(known.get(room, ()))
+        else:
+            sids = list(dict.fromkeys(sid for room in selection.rooms for sid in known.get(room, ())))
+        if not selection.exclude:
+            return sids
+        excluded = {sid for room in selection.exclude for sid in (room, *known.get(room, ()))}
+        return [sid for sid in sids if sid not in excluded]
+
+    def eio_sid(self, sid: str, namespace: str) -> str:
+        """The Engine.IO sid of a client; empty when it has gone."""
+        return self._manager.rooms.get(namespace, {}).get(None, {}).get(sid) or ""
 
     def count(self) -> int:
         """Connections of clients, whatever their namespaces."""
@@ -128,9 +138,9 @@ class Clients:
         """The rooms that a client is in, apart from its own."""
         return list(self._rooms.get((namespace, sid), ()))
 
-    def describe(self, member: Member, namespace: str) -> dict[str, Any]:
+    def describe(self, sid: str, namespace: str) -> dict[str, Any]:
         """What other nodes are told of a client: ``{id, handshake, rooms, data}``."""
-        sid, eio_sid = member
+        eio_sid = self.eio_sid(sid, namespace)
         return {
             "id": sid,
             "handshake": self._handshake(sid, eio_sid),
@@ -158,7 +168,7 @@ class Clients:
 
     # ------------------------------------------------------------------ what can be done to them
 
-    def enter(self, members: Iterable[Member], namespace: str, rooms: Iterable[Hashable]) -> int:
+    def enter(self, sids: Iterable[str], namespace: str, rooms: Iterable[Hashable]) -> int:
         """Put clients into rooms.
 
         Returns:
@@ -169,14 +179,14 @@ class Clients:
         """
         rooms = list(rooms)
         count = 0
-        for sid, _ in in_slices(members):
+        for sid in in_slices(sids):
             if self.is_ours(sid, namespace):
                 count += 1
                 for room in rooms:
                     Manager.enter_room(self._manager, sid, namespace, room)
         return count
 
-    def leave(self, members: Iterable[Member], namespace: str, rooms: Iterable[Hashable]) -> int:
+    def leave(self, sids: Iterable[str], namespace: str, rooms: Iterable[Hashable]) -> int:
         """Take clients out of rooms; out of their own they do not go, they would not be reached by their sid any more.
 
         Returns:
@@ -184,7 +194,7 @@ class Clients:
         """
         rooms = list(rooms)
         count = 0
-        for sid, _ in in_slices(members):
+        for sid in in_slices(sids):
             if self.is_ours(sid, namespace):
                 count += 1
                 for room in rooms:
@@ -192,7 +202,7 @@ class Clients:
                         Manager.leave_room(self._manager, sid, namespace, room)
         return count
 
-    def disconnect(self, members: Iterable[Member], namespace: str, *, close: bool = False) -> int:
+    def disconnect(self, sids: Iterable[str], namespace: str, *, close: bool = False) -> int:
         """Disconnect clients from the namespace.
 
         Their disconnect handlers begin before this returns, in greenlets of their own: an event that comes after it
@@ -205,10 +215,10 @@ class Clients:
             How many there were.
         """
         count = 0
-        for sid, eio_sid in in_slices(members):
+        for sid in in_slices(sids):
             count += 1
             if close:
-                gevent.spawn(self._manager.server.eio.disconnect, eio_sid)
+                gevent.spawn(self._manager.server.eio.disconnect, self.eio_sid(sid, namespace))
             else:
                 gevent.spawn(self._manager.server.disconnect, sid, namespace=namespace, ignore_queue=True)
             # It runs now, up to the point where a handler waits.

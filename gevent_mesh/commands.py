@@ -10,7 +10,7 @@ import logging
 from collections.abc import Callable, Mapping
 from functools import partial
 
-from .clients import Clients, Member
+from .clients import Clients
 from .cluster.acknowledgements import Acknowledgements
 from .node import Node
 from .packets import Packets
@@ -66,9 +66,9 @@ class Commands(Service):
             self._clients.fanout.deliver(message.nsp, opts["rooms"], opts["except"], encoded)
 
     def _on_join(self, peer: Peer, message: ClusterMessage) -> None:
-        def enter(members: list[Member]) -> int:
+        def enter(sids: list[str]) -> int:
             try:
-                return self._clients.enter(members, message.nsp, message.data["rooms"])
+                return self._clients.enter(sids, message.nsp, message.data["rooms"])
             except ValueError as exc:
                 self._logger.warning("%s asked to put clients into %r: %s", peer.uid, message.data["rooms"], exc)
                 return 0
@@ -80,13 +80,13 @@ class Commands(Service):
         for sid in (room for room in rooms if self._clients.is_ours(room, message.nsp)):
             # It would not be reached by its sid any more. Its own node would have raised.
             self._logger.warning("%s asked to close the room of client %s itself", peer.uid, sid)
-        self._carry_out(peer, message, lambda members: self._clients.leave(members, message.nsp, rooms))
+        self._carry_out(peer, message, lambda sids: self._clients.leave(sids, message.nsp, rooms))
 
     def _on_disconnect(self, peer: Peer, message: ClusterMessage) -> None:
         close = message.data.get("close", False)
         self._carry_out(peer, message, partial(self._clients.disconnect, namespace=message.nsp, close=close))
 
-    def _carry_out(self, peer: Peer, message: ClusterMessage, do: Callable[[list[Member]], int]) -> None:
+    def _carry_out(self, peer: Peer, message: ClusterMessage, do: Callable[[list[str]], int]) -> None:
         opts = message.data["opts"]
         count = do(self._clients.select(Selection(message.nsp, opts["rooms"], opts["except"])))
         request_id = message.data.get("requestId")

@@ -58,7 +58,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "protocol",
         "errors",
     },
-    "__init__": {"manager", "presence", "net", "errors"},
+    "__init__": {"cluster", "manager", "presence", "net", "errors"},
     # Above the library: programs that use its public names.
     "demo": {"__init__"},
     "cli": {"__init__", "demo"},
@@ -76,15 +76,23 @@ MAY_START_DISCOVERY = {"cli"}
 IMPURE = {"asyncio", "gevent", "logging", "random", "secrets", "select", "signal", "socket", "ssl", "threading", "time"}
 
 PUBLIC_NAMES = {
+    "ClientAnswers",
+    "ClientCount",
     "ConfigError",
     "GeventMeshManager",
+    "Handshake",
     "MeshError",
+    "NodeAnswers",
+    "Outcome",
     "PayloadError",
     "PayloadTooLarge",
     "PeerInfo",
     "Presence",
     "PresentClient",
     "PresentUser",
+    "RemoteSocket",
+    "RoomCounts",
+    "SocketList",
     "StartError",
     "__version__",
 }

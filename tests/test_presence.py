@@ -5,9 +5,7 @@ from __future__ import annotations
 import gc
 import itertools
 import logging
-import re
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from time import monotonic
 from typing import Any
 
@@ -347,40 +345,3 @@ def test_peers_cannot_make_us_keep_namespaces_without_end(
     assert len(alone._presence._spaces) == 10
     assert caplog.text.count("is ignored") == 1
     assert "eve" in alone.presence("/3")
-
-
-# ---------------------------------------------------------------------- the documentation
-
-
-def test_the_snippets_of_the_documentation_work_together() -> None:
-    text = (Path(__file__).parent.parent / "docs" / "presence.md").read_text("utf-8")
-    names: dict[str, Any] = {"__name__": "snippets"}
-    for snippet in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
-        exec(compile(snippet, "docs/presence.md", "exec"), names)
-    app, sio, mesh = names["app"], names["socketio"], names["mesh"]
-    ada = sio.test_client(app, auth={"user": "ada", "name": "Ada"})
-    bob = sio.test_client(app, auth={"user": 7, "name": "Bob"})
-    assert not sio.test_client(app, auth={}).is_connected()
-    assert names["friends_online"](["ada", "eve", 7]) == ["ada", 7]
-    assert names["everybody"]() == ({"ada": {"name": "Ada"}, 7: {"name": "Bob"}}, 2)
-    assert names["where_is"]("ada")["nodes"] == (mesh.uid,)
-    assert names["where_is"]("eve") is None
-    heard = events_of(ada)
-    eventually(lambda: ("online", {"id": 7, "name": "Bob"}) in heard())
-    bob.emit("mood", "fine")
-    eventually(lambda: ("updated", {"id": 7, "tabs": 1}) in heard())
-    assert mesh.presence().get(7).meta == {"name": "Bob", "mood": "fine"}
-    bob.emit("log out")
-    eventually(lambda: ("offline", {"id": 7}) in heard())
-    mesh.stop()
-
-
-def events_of(page: Any) -> Callable[[], list[tuple[str, Any]]]:
-    """What a test client of Flask-SocketIO has got so far: it tells everything once."""
-    events: list[tuple[str, Any]] = []
-
-    def look() -> list[tuple[str, Any]]:
-        events.extend((event["name"], event["args"][0]) for event in page.get_received())
-        return events
-
-    return look

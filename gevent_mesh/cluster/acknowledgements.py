@@ -19,7 +19,7 @@ from typing import Any
 
 import gevent
 
-from ..clients import Clients, Member
+from ..clients import Clients
 from ..errors import PayloadError
 from ..net.pause import in_slices
 from ..node import Node
@@ -222,7 +222,7 @@ class Acknowledgements(Service):
 
     def _ask_own(
         self,
-        members: Sequence[Member],
+        sids: Sequence[str],
         event: list[Any],
         namespace: str,
         *,
@@ -231,16 +231,17 @@ class Acknowledgements(Service):
         deadline: float,
     ) -> None:
         asked = _Asked(answered, gone, deadline)
-        if members:
+        if sids:
             self._asked.append(asked)
-        for sid, eio_sid in in_slices(members):
+        for sid in in_slices(sids):
             if not self._clients.is_ours(sid, namespace):
                 gone(1)
                 continue
             number = self._manager._generate_ack_id(sid, partial(self._on_client, asked, sid))
             asked.numbers[sid] = number
             self._asked_by_sid.setdefault(sid, {})[asked] = None
-            self._clients.fanout.deliver_to(eio_sid, self._packets().numbered(event, namespace, number))
+            packet = self._packets().numbered(event, namespace, number)
+            self._clients.fanout.deliver_to(self._clients.eio_sid(sid, namespace), packet)
 
     def _on_client(self, asked: _Asked, sid: str, *arguments: Any) -> None:
         if self._forget(asked, sid):

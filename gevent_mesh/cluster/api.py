@@ -14,7 +14,7 @@ from collections.abc import Callable, Hashable, Iterable
 from functools import partial
 from typing import Any, TypeVar, overload
 
-from ..clients import Clients, Member
+from ..clients import Clients
 from ..node import Node
 from ..protocol import messages
 from ..protocol.messages import ClusterMessage, MessageType
@@ -26,10 +26,8 @@ from .requests import Request, Requests
 from .results import (
     ClientAnswers,
     ClientCount,
-    Handshake,
     NodeAnswers,
     Outcome,
-    RemoteSocket,
     RoomCounts,
     SocketList,
 )
@@ -70,18 +68,21 @@ class ClusterApi:
             timeout: the most seconds to wait.
 
         Returns:
-            A list of `RemoteSocket`, in no particular order, which is also an `Outcome`.
+            A sequence of `RemoteSocket`, in no particular order, which is also an `Outcome`.
         """
         selection = Selection.of(namespace, room, except_rooms)
-        sockets = SocketList()
+        sockets = SocketList(self, selection.namespace)
 
         def take(uid: str, message: ClusterMessage) -> bool:
-            sockets.extend(self._remote(told, selection.namespace, uid) for told in message.data["sockets"])
+            for sid, packed in message.data.get("packed", ()):
+                sockets.add(sid, uid, packed)
+            for told in message.data.get("sockets", ()):
+                sockets.add(told["id"], uid, messages.pack_socket(told))
             return not message.data.get("more")
 
-        def own(members: list[Member]) -> None:
-            for told in self._queries.describe(members, selection.namespace):
-                sockets.append(self._remote(told, selection.namespace, self._node.uid))
+        def own(sids: list[str]) -> None:
+            for sid, packed in self._queries.describe(sids, selection.namespace):
+                sockets.add(sid, self._node.uid, packed)
 
         request = self._ask_about(MessageType.FETCH_SOCKETS, selection, take, own, timeout)
         return _noted(sockets, request)
@@ -106,7 +107,7 @@ class ClusterApi:
             MessageType.COUNT_SOCKETS,
             selection,
             partial(_take_count, counts),
-            lambda members: counts.append(len(members)),
+            lambda sids: counts.append(len(sids)),
             timeout,
         )
         return _noted(ClientCount(sum(counts)), request)
@@ -137,8 +138,8 @@ class ClusterApi:
             add(message.data.get("rooms", ()))
             return not message.data.get("more")
 
-        def own(members: list[Member]) -> None:
-            add(self._queries.count_rooms(members, selection.namespace).items())
+        def own(sids: list[str]) -> None:
+            add(self._queries.count_rooms(sids, selection.namespace).items())
 
         request = self._ask_about(MessageType.LIST_ROOMS, selection, take, own, timeout)
         return _noted(rooms, request)
@@ -182,7 +183,7 @@ class ClusterApi:
             MessageType.SOCKETS_JOIN,
             Selection.of(namespace, room, except_rooms),
             lambda opts, request_id: messages.sockets_join(opts, entered, request_id),
-            lambda members: self._clients.enter(members, namespace, entered),
+            lambda sids: self._clients.enter(sids, namespace, entered),
             timeout,
         )
 
@@ -208,7 +209,7 @@ class ClusterApi:
             MessageType.SOCKETS_LEAVE,
             Selection.of(namespace, room, except_rooms),
             lambda opts, request_id: messages.sockets_leave(opts, left, request_id),
-            lambda members: self._clients.leave(members, namespace, left),
+            lambda sids: self._clients.leave(sids, namespace, left),
             timeout,
         )
 
@@ -238,7 +239,7 @@ class ClusterApi:
             MessageType.DISCONNECT_SOCKETS,
             Selection.of(namespace, room, except_rooms),
             lambda opts, request_id: messages.disconnect_sockets(opts, close=close, request_id=request_id),
-            lambda members: self._clients.disconnect(members, namespace, close=close),
+            lambda sids: self._clients.disconnect(sids, namespace, close=close),
             timeout,
         )
 
@@ -366,24 +367,12 @@ class ClusterApi:
     def _ask_clients(self, event: str, data: Any, selection: Selection, tally: Tally, timeout: float) -> Request:
         raise NotImplementedError
 
-    def _remote(self, told: dict[str, Any], namespace: str, uid: str) -> RemoteSocket:
-        data = told.get("data")
-        return RemoteSocket(
-            told["id"],
-            namespace,
-            tuple(told["rooms"]),
-            uid,
-            Handshake.of(told["handshake"]),
-            data if isinstance(data, dict) else {},
-            self,
-        )
-
     def _ask_about(
         self,
         kind: MessageType,
         selection: Selection,
         take: Callable[[str, ClusterMessage], bool],
-        own: Callable[[list[Member]], object],
+        own: Callable[[list[str]], object],
         timeout: float,
     ) -> Request:
         """Ask all nodes about the selected clients, this one included, and wait."""
@@ -396,17 +385,17 @@ class ClusterApi:
         selection: Selection,
         make_data: MakeData,
         take: Callable[[str, ClusterMessage], bool],
-        own: Callable[[list[Member]], object],
+        own: Callable[[list[str]], object],
         timeout: float,
     ) -> Request:
         _check_timeout(timeout)
-        members = self._clients.select(selection)
+        sids = self._clients.select(selection)
         if selection.is_empty or self._clients.is_only_ours(selection):
             request = Request((), (), take, 0.0)
         else:
             request = self._queries.ask(kind, selection.namespace, make_data, take, timeout)
         # Our own part while the others are at theirs.
-        own(members)
+        own(sids)
         self._requests.wait(request)
         return request
 
@@ -415,14 +404,14 @@ class ClusterApi:
         kind: MessageType,
         selection: Selection,
         make_data: Callable[[dict[str, Any], str | None], dict[str, Any]],
-        own: Callable[[list[Member]], int],
+        own: Callable[[list[str]], int],
         timeout: float | None,
     ) -> ClientCount | None:
         if timeout is None:
-            members = self._clients.select(selection)
+            sids = self._clients.select(selection)
             if not (selection.is_empty or self._clients.is_only_ours(selection)):
                 self._node.publish(kind, selection.namespace, make_data(selection.opts, None))
-            own(members)
+            own(sids)
             return None
         counts: list[int] = []
         request = self._everywhere(
@@ -430,7 +419,7 @@ class ClusterApi:
             selection,
             partial(make_data, selection.opts),
             partial(_take_count, counts),
-            lambda members: counts.append(own(members)),
+            lambda sids: counts.append(own(sids)),
             timeout,
         )
         return _noted(ClientCount(sum(counts)), request)

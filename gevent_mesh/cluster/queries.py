@@ -17,9 +17,8 @@ from time import monotonic
 from typing import Any, TypeVar
 
 import gevent
-import msgpack
 
-from ..clients import Clients, Member
+from ..clients import Clients
 from ..errors import PayloadError
 from ..net.pause import in_slices
 from ..node import Node
@@ -107,16 +106,25 @@ class Queries(Service):
 
     # ------------------------------------------------------------------ this node's own part
 
-    def describe(self, members: Iterable[Member], namespace: str) -> Iterator[dict[str, Any]]:
-        """What is told of clients, of those that are still there; gives way now and then."""
-        for member in in_slices(members):
-            if self._clients.is_ours(member[0], namespace):
-                yield self._clients.describe(member, namespace)
+    def describe(self, sids: Iterable[str], namespace: str) -> Iterator[tuple[str, bytes]]:
+        """What is told of clients, packed, of those that are still there; gives way now and then."""
+        for sid in in_slices(sids):
+            if self._clients.is_ours(sid, namespace):
+                packed = self._pack(sid, namespace)
+                if packed is not None:
+                    yield sid, packed
 
-    def count_rooms(self, members: Iterable[Member], namespace: str) -> Counter[Hashable]:
+    def _pack(self, sid: str, namespace: str) -> bytes | None:
+        try:
+            return messages.pack_socket(self._clients.describe(sid, namespace))
+        except PayloadError as exc:
+            self._logger.warning("client %s is left out of an answer: %s", sid, exc)
+            return None
+
+    def count_rooms(self, sids: Iterable[str], namespace: str) -> Counter[Hashable]:
         """How many of the clients are in each room; a client's own room does not count."""
         rooms: Counter[Hashable] = Counter()
-        for sid, _ in in_slices(members):
+        for sid in in_slices(sids):
             rooms.update(self._clients.rooms_of(sid, namespace))
         return rooms
 
@@ -132,20 +140,20 @@ class Queries(Service):
     def _on_list_rooms(self, peer: Peer, message: ClusterMessage) -> None:
         gevent.spawn(self._answer_rooms, peer, message, self._selected(message))
 
-    def _selected(self, message: ClusterMessage) -> list[Member]:
+    def _selected(self, message: ClusterMessage) -> list[str]:
         opts = message.data["opts"]
         return self._clients.select(Selection(message.nsp, opts["rooms"], opts["except"]))
 
-    def _answer_fetch(self, peer: Peer, message: ClusterMessage, members: list[Member]) -> None:
+    def _answer_fetch(self, peer: Peer, message: ClusterMessage, sids: list[str]) -> None:
         request_id = message.data["requestId"]
-        for sockets, more in _with_last(_pieces(self.describe(members, message.nsp))):
-            data = messages.fetched_sockets(request_id, sockets, more=more)
+        for packed, more in _with_last(_pieces(self.describe(sids, message.nsp))):
+            data = messages.packed_sockets(request_id, packed, more=more)
             if not self._tell(peer, MessageType.FETCH_SOCKETS_RESPONSE, message.nsp, data):
                 return
 
-    def _answer_rooms(self, peer: Peer, message: ClusterMessage, members: list[Member]) -> None:
+    def _answer_rooms(self, peer: Peer, message: ClusterMessage, sids: list[str]) -> None:
         request_id = message.data["requestId"]
-        rooms = list(self.count_rooms(members, message.nsp).items())
+        rooms = list(self.count_rooms(sids, message.nsp).items())
         pieces = (rooms[at : at + PIECE_ROOMS] for at in range(0, len(rooms), PIECE_ROOMS))
         for piece, more in _with_last(pieces):
             if not self._tell(
@@ -165,12 +173,12 @@ class Queries(Service):
         return True
 
 
-def _pieces(sockets: Iterable[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
-    piece: list[dict[str, Any]] = []
+def _pieces(sockets: Iterable[tuple[str, bytes]]) -> Iterator[list[bytes]]:
+    piece: list[bytes] = []
     size = 0
-    for socket in sockets:
-        piece.append(socket)
-        size += len(msgpack.packb(socket))
+    for _, packed in sockets:
+        piece.append(packed)
+        size += len(packed)
         if len(piece) >= PIECE_SOCKETS or size >= PIECE_BYTES:
             yield piece
             piece, size = [], 0

@@ -9,9 +9,11 @@ Rules:
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from collections.abc import Hashable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, overload
+
+from ..protocol import messages
 
 if TYPE_CHECKING:
     from .api import ClusterApi
@@ -82,27 +84,51 @@ class Handshake:
         )
 
 
-@dataclass(frozen=True, slots=True, eq=False)
 class RemoteSocket:
     """A client of any node, as it was when it was fetched. Equal to another one that stands for the same client.
 
     Attributes:
         sid: its id in the namespace.
         namespace: the Socket.IO namespace.
-        rooms: the rooms that it is in, its own (the sid) included.
         node: the uid of its node.
-        handshake: how it connected.
-        data: its session (`save_session`; with Flask-SocketIO also `flask.session` as its handlers see it), as far as
-            msgpack has a form for the values, and at most 64 KiB of it.
     """
 
-    sid: str
-    namespace: str
-    rooms: tuple[Hashable, ...]
-    node: str
-    handshake: Handshake
-    data: dict[str, Any]
-    _mesh: ClusterApi = field(repr=False)
+    __slots__ = ("_mesh", "_packed", "_told", "namespace", "node", "sid")
+
+    def __init__(self, mesh: ClusterApi, sid: str, namespace: str, node: str, packed: bytes) -> None:
+        self.sid = sid
+        self.namespace = namespace
+        self.node = node
+        self._mesh = mesh
+        self._packed = packed
+        self._told: dict[str, Any] | None = None
+
+    def __repr__(self) -> str:
+        return f"<RemoteSocket {self.sid} in {self.namespace} at {self.node}>"
+
+    @property
+    def rooms(self) -> tuple[Hashable, ...]:
+        """The rooms that it is in, its own (the sid) included."""
+        return tuple(self._read()["rooms"])
+
+    @property
+    def handshake(self) -> Handshake:
+        """How it connected."""
+        return Handshake.of(self._read()["handshake"])
+
+    @property
+    def data(self) -> dict[str, Any]:
+        """Its session: what `save_session` has put there, and with Flask-SocketIO `flask.session` as handlers see it.
+
+        Only what msgpack has a form for, and at most 64 KiB of it.
+        """
+        data = self._read().get("data")
+        return data if isinstance(data, dict) else {}
+
+    def _read(self) -> dict[str, Any]:
+        if self._told is None:
+            self._told = messages.unpack_socket(self._packed)
+        return self._told
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, RemoteSocket) and (self.sid, self.namespace) == (other.sid, other.namespace)
@@ -127,8 +153,49 @@ class RemoteSocket:
         self._mesh.disconnect_sockets(room=self.sid, namespace=self.namespace, close=close)
 
 
-class SocketList(list[RemoteSocket], Outcome):
-    """Clients of the cluster. Also an `Outcome`, which counts nodes."""
+class SocketList(Sequence[RemoteSocket], Outcome):
+    """Clients of the cluster: reads like a list of `RemoteSocket`. Also an `Outcome`, which counts nodes.
+
+    It makes each `RemoteSocket` when it is looked at. What it keeps until then are plain tuples of text and binary,
+    which the garbage collector does not look after: as many objects would make it stop everybody for tens of
+    milliseconds.
+    """
+
+    def __init__(self, mesh: ClusterApi, namespace: str) -> None:
+        self._mesh = mesh
+        self._namespace = namespace
+        self._told: list[tuple[str, str, bytes]] = []
+
+    def add(self, sid: str, node: str, packed: bytes) -> None:
+        """One more client, as its node has told of it (`messages.pack_socket`)."""
+        self._told.append((sid, node, packed))
+
+    def _socket(self, told: tuple[str, str, bytes]) -> RemoteSocket:
+        sid, node, packed = told
+        return RemoteSocket(self._mesh, sid, self._namespace, node, packed)
+
+    def __len__(self) -> int:
+        return len(self._told)
+
+    def __iter__(self) -> Iterator[RemoteSocket]:
+        return map(self._socket, self._told)
+
+    @overload
+    def __getitem__(self, index: int) -> RemoteSocket: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[RemoteSocket]: ...
+    def __getitem__(self, index: int | slice) -> RemoteSocket | list[RemoteSocket]:
+        if isinstance(index, slice):
+            return [self._socket(told) for told in self._told[index]]
+        return self._socket(self._told[index])
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and list(self) == list(other)
+
+    __hash__ = None  # type: ignore[assignment]  # as of a list
+
+    def __repr__(self) -> str:
+        return repr(list(self))
 
 
 class ClientCount(int, Outcome):

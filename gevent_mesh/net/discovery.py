@@ -67,8 +67,9 @@ class DiscoveryClient:
         role: ``"node"``, or ``"emitter"`` for one that only watches the roster.
         tokens: shared secrets, newest first; the server has to know one of them.
         address_for: gives the address to register, when told our own IP address on the connection to the server.
-        on_roster: called with the url, the whole roster (address by uid, ourselves included), and whether it is
-            complete, after every change. Runs in this client's greenlet and must not block.
+        on_roster: called with the url, the whole roster (address by uid, ourselves included), whether it is
+            complete, and the uids that the server has just seen go, after every change. Runs in this client's greenlet
+            and must not block.
         rng: for the backoff.
 
     Attributes:
@@ -86,7 +87,7 @@ class DiscoveryClient:
         role: str,
         tokens: Sequence[str],
         address_for: Callable[[str], str],
-        on_roster: Callable[[str, dict[str, str], bool], None],
+        on_roster: Callable[[str, dict[str, str], bool, tuple[str, ...]], None],
         rng: random.Random | None = None,
     ) -> None:
         self.url = url
@@ -209,7 +210,8 @@ class DiscoveryClient:
             self.last_error = None
             self._backoff.reset()
             _log.log(level, "registered with discovery %s; it knows %d nodes", self.url, len(servers))
-        self._on_roster(self.url, dict(servers), news.complete)
+        removed = news.removed if isinstance(news, wire.Delta) else ()
+        self._on_roster(self.url, dict(servers), news.complete, removed)
         self.roster_seen.set()
 
     def _tell(self, trouble: str) -> None:

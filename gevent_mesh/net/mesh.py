@@ -257,10 +257,10 @@ class Mesh:
             self._changed.wait(left)
         return True
 
-    def _take_roster(self, source: str, servers: dict[str, str], complete: bool) -> None:
+    def _take_roster(self, source: str, servers: dict[str, str], complete: bool, removed: tuple[str, ...] = ()) -> None:
         # Others than ours have names of another form; what is not a node of this kind cannot be linked.
         nodes = {uid: address for uid, address in servers.items() if is_uid(uid)}
-        self._report(self.table.roster(source, nodes, complete, monotonic()))
+        self._report(self.table.roster(source, nodes, complete, monotonic(), removed))
         self.outboxes.roster_came()
         self._tell_lapsed()
         self._kick.set()

@@ -11,7 +11,9 @@ import gevent
 __all__ = ["SLICE_SECONDS", "give_way", "in_slices"]
 
 SLICE_SECONDS = 0.005
-"""How long anything may work before it lets others run."""
+"""How long a reader works before it lets others run."""
+ITEMS_SLICE_SECONDS = 0.002
+"""The same for work on many items, of which several kinds may be under way at once."""
 
 T = TypeVar("T")
 
@@ -34,9 +36,9 @@ def in_slices(items: Iterable[T]) -> Iterator[T]:
     What the items stand for may have changed by then. In the hub itself, which must not wait, nobody is given way to.
     """
     in_hub = gevent.getcurrent() is gevent.get_hub()
-    slice_ends = monotonic() + SLICE_SECONDS
+    slice_ends = monotonic() + ITEMS_SLICE_SECONDS
     for item in items:
         if monotonic() > slice_ends and not in_hub:
             give_way()
-            slice_ends = monotonic() + SLICE_SECONDS
+            slice_ends = monotonic() + ITEMS_SLICE_SECONDS
         yield item

@@ -14,7 +14,7 @@ Rules:
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -74,12 +74,14 @@ class Member:
 
     Attributes:
         since: when the present state began; while a link is down, when it went down or when the name appeared.
+        was_named: some roster has named it.
     """
 
     uid: str
     address: str
     state: PeerState
     since: float
+    was_named: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +127,11 @@ class Membership:
         """Whether any discovery server names this uid."""
         return any(uid in roster for roster in self._rosters.values())
 
+    def is_delisted(self, uid: str) -> bool:
+        """Whether discovery has named this uid and does not any more: as a rule its process has ended."""
+        member = self._members.get(uid)
+        return member is not None and member.was_named and not self.is_listed(uid)
+
     def wants_dial(self, uid: str, now: float) -> bool:
         """Whether a link to this uid should be opened, by either side."""
         member = self._members.get(uid)
@@ -139,15 +146,19 @@ class Membership:
 
     # ------------------------------------------------------------------ events
 
-    def roster(self, source: str, servers: Mapping[str, str], complete: bool, now: float) -> list[Change]:
+    def roster(
+        self, source: str, servers: Mapping[str, str], complete: bool, now: float, removed: Iterable[str] = ()
+    ) -> list[Change]:
         """A discovery server told its roster.
 
         Args:
             source: which server; the union of all servers' rosters counts.
             servers: addresses by uid.
             complete: whether a name that is missing is really gone. Just after its start a server does not know yet.
+            removed: names that it has seen go, complete or not.
         """
-        known = self._rosters.get(source, {})
+        gone = set(removed)
+        known = {uid: address for uid, address in self._rosters.get(source, {}).items() if uid not in gone}
         self._rosters[source] = dict(servers) if complete else {**known, **servers}
         changes = []
         for uid, address in servers.items():
@@ -159,8 +170,9 @@ class Membership:
         member = self._members.get(uid)
         if member is None:
             changes = self._superseded(uid, address)
-            self._members[uid] = Member(uid, address, PeerState.JOINING, now)
+            self._members[uid] = Member(uid, address, PeerState.JOINING, now, was_named=True)
             return [*changes, Change(uid, None, PeerState.JOINING)]
+        member.was_named = True
         if member.state is not PeerState.ALIVE:
             # A link that is up has told us the address itself.
             member.address = address

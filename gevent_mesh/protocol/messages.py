@@ -37,11 +37,14 @@ __all__ = [
     "fetch_sockets",
     "fetched_sockets",
     "options",
+    "pack_socket",
+    "packed_sockets",
     "parse",
     "server_side_answer",
     "server_side_emit",
     "sockets_join",
     "sockets_leave",
+    "unpack_socket",
 ]
 
 MAX_REQUEST_ID_CHARS = 64
@@ -184,14 +187,46 @@ def fetch_sockets(opts: dict[str, Any], request_id: str) -> dict[str, Any]:
     return {"opts": opts, "requestId": request_id}
 
 
-def fetched_sockets(request_id: str, sockets: list[dict[str, Any]], *, more: bool = False) -> dict[str, Any]:
-    """Data of a FETCH_SOCKETS_RESPONSE.
+def fetched_sockets(request_id: str, sockets: list[dict[str, Any]]) -> dict[str, Any]:
+    """Data of a FETCH_SOCKETS_RESPONSE for a Node peer: ``{id, handshake, rooms, data}`` of each socket."""
+    return {"requestId": request_id, "sockets": sockets}
+
+
+def packed_sockets(request_id: str, packed: list[bytes], *, more: bool = False) -> dict[str, Any]:
+    """Data of a FETCH_SOCKETS_RESPONSE for a node of ours.
+
+    A receiver that keeps a hundred thousand small maps makes the garbage collector stop everybody for long; one that
+    keeps as many pieces of bytes does not.
 
     Args:
-        sockets: ``{id, handshake, rooms, data}`` of each.
-        more: another piece of this node's answer follows (never to Node peers).
+        packed: of each socket what `pack_socket` returns.
+        more: another piece of this node's answer follows.
     """
-    return _with_more({"requestId": request_id, "sockets": sockets}, more)
+    return _with_more({"requestId": request_id, "packed": packed}, more)
+
+
+def pack_socket(socket: dict[str, Any]) -> bytes:
+    """Encode ``{id, handshake, rooms, data}`` by itself.
+
+    Raises:
+        PayloadNotEncodable: it holds a value that msgpack has no form for, such as an unusual room.
+    """
+    return _pack(socket)
+
+
+def unpack_socket(packed: bytes) -> dict[str, Any]:
+    """Read what `pack_socket` has made.
+
+    Raises:
+        MessageError: it is something else.
+    """
+    try:
+        socket = msgpack.unpackb(packed, raw=False, strict_map_key=False)
+    except (ValueError, TypeError, msgpack.UnpackException) as exc:
+        raise MessageError(f"not a socket: {exc}") from exc
+    _socket(socket)
+    checked: dict[str, Any] = socket
+    return checked
 
 
 def answer_count(request_id: str, count: int) -> dict[str, Any]:
@@ -233,9 +268,13 @@ def encode(kind: MessageType, uid: str, nsp: str, data: dict[str, Any]) -> bytes
     Raises:
         PayloadNotEncodable: `data` holds a value that msgpack has no form for.
     """
+    return _pack({"type": kind.value, "data": data, "uid": uid, "nsp": nsp})
+
+
+def _pack(value: dict[str, Any]) -> bytes:
     global _packer
     try:
-        packed: bytes = _packer.pack({"type": kind.value, "data": data, "uid": uid, "nsp": nsp})
+        packed: bytes = _packer.pack(value)
     except (TypeError, ValueError, OverflowError) as exc:
         raise PayloadNotEncodable(f"the message cannot be sent to other nodes: {exc}") from exc
     if len(packed) > _KEPT_PACKER_BYTES:
@@ -362,12 +401,25 @@ def _fetch(data: dict[str, Any]) -> None:
 def _fetched(data: dict[str, Any]) -> None:
     _request_id(data)
     _more(data)
+    if "packed" in data:
+        packed = data["packed"]
+        _need(type(packed) is list and all(type(one) is bytes for one in packed), "packed must be an array of binary")
+        # Read now, so that whoever reads it later need not be afraid of it; and dropped again, see `packed_sockets`.
+        data["packed"] = [(unpack_socket(one)["id"], one) for one in packed]
+        return
     sockets = data.get("sockets")
-    _need(type(sockets) is list and all(type(socket) is dict for socket in sockets), "sockets must be an array of maps")
-    for socket in data["sockets"]:
-        _need(type(socket.get("id")) is str, "a socket needs an id")
-        _room_list(socket, "rooms")
-        _need(type(socket.get("handshake")) is dict, "a socket's handshake must be a map")
+    if type(sockets) is not list:
+        raise MessageError("sockets must be an array")
+    for socket in sockets:
+        _socket(socket)
+
+
+def _socket(socket: object) -> None:
+    if type(socket) is not dict:
+        raise MessageError("a socket must be a map")
+    _need(type(socket.get("id")) is str, "a socket needs an id")
+    _room_list(socket, "rooms")
+    _need(type(socket.get("handshake")) is dict, "a socket's handshake must be a map")
 
 
 def _answered(data: dict[str, Any]) -> None:

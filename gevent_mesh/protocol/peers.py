@@ -10,7 +10,7 @@ Rules:
   given up by the dialer, and refused by a listener that it reaches all the same: otherwise losses would be miscounted.
 - A peer that is named but not linked yet has a session and an outbox: what is sent while the mesh forms is kept.
 - A peer is *present* from the moment it is named. It *lapses* when it leaves or is given up, when its link is down and
-  no roster names it (its process has died), or when its link is down and nothing has been heard of it for
+  no roster names it any more (its process has died), or when its link is down and nothing has been heard of it for
   `silence_seconds`. A link that blinks is no lapse; a new link makes a lapsed peer present again. Requests wait for
   present peers, and only their clients count as online.
 - No method waits, so nothing can come between reading the table and writing it.
@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from ..errors import HandshakeError
@@ -119,9 +119,11 @@ class PeerTable:
 
     # ------------------------------------------------------------------ membership
 
-    def roster(self, source: str, servers: Mapping[str, str], complete: bool, now: float) -> list[Change]:
+    def roster(
+        self, source: str, servers: Mapping[str, str], complete: bool, now: float, removed: Iterable[str] = ()
+    ) -> list[Change]:
         """Take a discovery server's roster (see `Membership.roster`)."""
-        return self._apply(self.members.roster(source, servers, complete, now))
+        return self._apply(self.members.roster(source, servers, complete, now, removed))
 
     def tick(self, now: float) -> list[Change]:
         """Give up peers that have been away for too long."""
@@ -179,7 +181,7 @@ class PeerTable:
         return min(times, default=None)
 
     def _lapses_at(self, peer: Peer) -> float:
-        if peer.member.state is PeerState.DEAD or not (self.members.is_listed(peer.uid) or peer.is_emitter):
+        if peer.member.state is PeerState.DEAD or self.members.is_delisted(peer.uid):
             return -math.inf
         return peer.heard_at + self.silence_seconds
 

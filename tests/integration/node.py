@@ -7,6 +7,7 @@ line when it serves, and does what ``POST /control`` asks for (see `Control`), o
 from __future__ import annotations
 
 import base64
+import gc
 import json
 import logging
 import os
@@ -15,6 +16,7 @@ import sys
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from time import monotonic
+from types import SimpleNamespace
 from typing import Any
 
 from gevent import monkey
@@ -29,6 +31,8 @@ from gevent.pywsgi import WSGIServer
 from geventwebsocket.handler import WebSocketHandler
 
 from gevent_mesh import GeventMeshManager
+from gevent_mesh.cluster.results import Outcome, RoomCounts, SocketList
+from gevent_mesh.net.pause import in_slices
 
 __all__ = ["dumps", "loads"]
 
@@ -111,6 +115,12 @@ class Control:
         self._tracked_at: dict[str, float] = {}
         self._presence.on_join(lambda user: self._presence_log.append(("join", user.id)))
         self._presence.on_leave(lambda user: self._presence_log.append(("leave", user.id)))
+        self._noted: list[list[Any]] = []
+        self._watching: gevent.Greenlet | None = None
+        manager.on("who", lambda: manager.uid)
+        manager.on("wait", lambda seconds: gevent.sleep(seconds) or manager.uid)
+        manager.on("fail", lambda: 1 // 0, namespace="/other")
+        manager.on("note", lambda *arguments: self._noted.append(list(arguments)))
 
     # -- what it is
 
@@ -219,6 +229,54 @@ class Control:
     def presence_log(self) -> list[tuple[str, Any]]:
         return self._presence_log
 
+    # -- what the mesh offers beyond that
+
+    def cluster(self, method: str, *arguments: Any, **options: Any) -> dict[str, Any]:
+        """A method that asks or commands the cluster; its result and how complete that is."""
+        began = monotonic()
+        result = getattr(self._manager, method)(*arguments, **options)
+        told: dict[str, Any] = {"seconds": monotonic() - began, "value": _plain(result)}
+        if isinstance(result, Outcome):
+            told |= {"missing": list(result.missing_nodes), "expected": result.expected, "received": result.received}
+        return told
+
+    def measure(self, method: str, **options: Any) -> dict[str, Any]:
+        """As `cluster`, but tells only how large the result is, and how long others had to wait meanwhile."""
+        self.watch_hub()
+        began = monotonic()
+        result = getattr(self._manager, method)(**options)
+        seconds, gap = monotonic() - began, self.longest_gap()
+        size = result if isinstance(result, int) else len(result)
+        return {"seconds": seconds, "longest_gap": gap, "size": size, "missing": list(result.missing_nodes)}
+
+    def server_events(self) -> list[list[Any]]:
+        """The arguments of the server-side event "note" that came here, in order."""
+        return self._noted
+
+    def populate(self, count: int, namespace: str = "/") -> None:
+        """Clients that exist in the tables only: in one of a hundred rooms each, with a session and a handshake."""
+        for n in in_slices(range(count)):
+            eio_sid = secrets.token_hex(10)
+            self._sio.environ[eio_sid] = {"REMOTE_ADDR": "10.1.2.3", "QUERY_STRING": f"EIO=4&transport=websocket&n={n}"}
+            self._sio.eio.sockets[eio_sid] = SimpleNamespace(session={namespace: {"name": f"user {n}"}}, closed=False)
+            sid = secrets.token_hex(10)
+            self._manager.basic_enter_room(sid, namespace, None, eio_sid=eio_sid)
+            self._manager.basic_enter_room(sid, namespace, sid, eio_sid=eio_sid)
+            self._manager.basic_enter_room(sid, namespace, f"room {n % 100}", eio_sid=eio_sid)
+        # What the garbage collector owes after so many new objects is not to be paid by what is measured next.
+        gc.collect()
+
+    def watch_hub(self) -> None:
+        """From now on, note how long others have to wait."""
+        self._gaps = []
+        self._watching = gevent.spawn(self._tick)
+
+    def longest_gap(self) -> float:
+        """The longest that others had to wait since `watch_hub`, in seconds. Ends it."""
+        assert self._watching is not None
+        self._watching.kill()
+        return max(self._gaps, default=0.0)
+
     # -- traffic that is counted
 
     def start_traffic(self, rate: float, room: str | None = None, padding: int = 0, count: int | None = None) -> None:
@@ -287,6 +345,24 @@ class Control:
         return [body]
 
 
+def _plain(result: Any) -> Any:
+    """The result of a question to the cluster, as JSON can carry it."""
+    if isinstance(result, SocketList):
+        return [
+            {
+                "sid": socket.sid,
+                "node": socket.node,
+                "rooms": list(socket.rooms),
+                "data": socket.data,
+                "address": socket.handshake.address,
+                "query": socket.handshake.query,
+                "auth": socket.handshake.auth,
+            }
+            for socket in result
+        ]
+    return list(result.items()) if isinstance(result, RoomCounts) else result
+
+
 def build(options: dict[str, Any]) -> tuple[Any, GeventMeshManager, Control]:
     """The server of one node, not started."""
     server_options = dict(options.get("server", {}))
@@ -295,7 +371,7 @@ def build(options: dict[str, Any]) -> tuple[Any, GeventMeshManager, Control]:
     manager = GeventMeshManager(options["discovery"], **{"ws_port": 0, **options.get("manager", {})})
     sio = socketio.Server(
         async_mode="gevent", client_manager=manager, max_http_buffer_size=8 * 1024 * 1024,
-        namespaces=["/", "/other", "/lobby"], **server_options,
+        namespaces=["/", "/other", "/lobby", "/more"], **server_options,
     )  # fmt: skip
     control = Control(sio, manager)
 

@@ -23,7 +23,7 @@ from gevent_mesh.protocol.address import parse_address
 from tests.integration.node import dumps, loads
 from tests.support import eventually
 
-__all__ = ["FULL", "ControlError", "Discovery", "Fleet", "Node", "Proxy", "fleet", "linked", "running_fleets"]
+__all__ = ["FULL", "ControlError", "Discovery", "Fleet", "Node", "Page", "Proxy", "fleet", "linked", "running_fleets"]
 
 FULL = os.environ.get("MESH_FULL") == "1"
 """Whether to take the time for the figures that the project promises, instead of smaller ones."""
@@ -200,6 +200,14 @@ class Node(_Controlled):
         return info is not None and info["state"] == "alive"
 
 
+class Page(_Controlled):
+    """See `tests.integration.page`."""
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.http_port}"
+
+
 _P = TypeVar("_P", bound=Process)
 
 
@@ -272,6 +280,13 @@ class Fleet:
             if proxy is not None:
                 proxy.do("lead", node.route, node.ws_port)
         return started
+
+    def page(self, path: str, discovery: Discovery) -> Page:
+        """Run a page of the documentation that makes a server."""
+        command = [*_python("tests.integration.page"), str(ROOT / path)]
+        page = self._add(Page, "page", command, {"MESH_DISCOVERY": discovery.url})
+        page.read_line()
+        return page
 
     def program(self, name: str, command: Sequence[str], **variables: str) -> Process:
         """Start anything else."""

@@ -202,10 +202,10 @@ class TestMetrics:
         assert subprocess.run([sys.executable, "-c", code], env=environment, check=False).returncode == 0
 
 
-def into(rosters: dict[str, dict[str, str]], uid: str) -> Callable[[str, dict[str, str], bool], None]:
+def into(rosters: dict[str, dict[str, str]], uid: str) -> Callable[[str, dict[str, str], bool, tuple[str, ...]], None]:
     """A callback that keeps the last roster of one client."""
 
-    def keep(_url: str, roster: dict[str, str], _complete: bool) -> None:
+    def keep(_url: str, roster: dict[str, str], _complete: bool, _removed: tuple[str, ...]) -> None:
         rosters[uid] = roster
 
     return keep

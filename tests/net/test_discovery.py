@@ -28,7 +28,7 @@ class Node:
     """A client and what it was told."""
 
     def __init__(self, url: str, uid: str, *, tokens: tuple[str, ...] = (), role: str = "node") -> None:
-        self.calls: list[tuple[str, dict[str, str], bool]] = []
+        self.calls: list[tuple[str, dict[str, str], bool, tuple[str, ...]]] = []
         self.local_hosts: list[str] = []
         self.client = DiscoveryClient(
             url,
@@ -123,7 +123,7 @@ def test_a_node_registers_and_is_told_the_roster(server: DiscoveryServer, join: 
     assert node.client.roster_seen.wait(5)
     assert node.client.connected
     assert node.client.last_error is None
-    assert node.calls[0] == (server.url, {"a" * 16: "ws://127.0.0.1:4000"}, False)
+    assert node.calls[0] == (server.url, {"a" * 16: "ws://127.0.0.1:4000"}, False, ())
     assert node.local_hosts == ["127.0.0.1"]
     assert "connected" in repr(node.client)
 
@@ -168,6 +168,14 @@ def test_a_server_that_is_not_there_yet_is_found_when_it_is(server: DiscoverySer
     later.stop()
 
 
+def test_who_is_seen_to_go_is_named_at_once(server: DiscoveryServer, join: Join) -> None:
+    node, leaving = join(server.url, "a" * 16), join(server.url, "b" * 16)
+    eventually(lambda: len(node.roster) == 2)
+    leaving.client.stop()
+    eventually(lambda: len(node.roster) == 1)
+    assert node.calls[-1][2:] == (False, ("b" * 16,)), "the server is too young to know everybody"
+
+
 def test_a_restart_of_the_server_takes_nothing_away(server: DiscoveryServer, join: Join) -> None:
     nodes = [join(server.url, uid * 16) for uid in "abc"]
     eventually(lambda: all(len(node.roster) == 3 for node in nodes))
@@ -178,7 +186,7 @@ def test_a_restart_of_the_server_takes_nothing_away(server: DiscoveryServer, joi
     again.start()
     eventually(lambda: all(node.client.connected and len(node.roster) == 3 for node in nodes), 10)
     for node, before in zip(nodes, calls, strict=True):
-        assert all(not complete for _, _, complete in node.calls[before:])
+        assert all(not complete for _, _, complete, _ in node.calls[before:])
     again.stop()
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
+from time import monotonic
 
 import gevent
 from gevent import socket
 
-from gevent_mesh.net.pause import give_way
+from gevent_mesh.net.pause import give_way, in_slices
+from tests.support import eventually
 
 
 def work(seconds: float) -> None:
@@ -48,3 +50,31 @@ def test_a_socket_is_served_while_somebody_works_in_slices() -> None:
             assert near.recv(100) == b"x"
             near.setblocking(True)
         echoing.kill()
+
+
+def test_work_on_many_items_gives_way() -> None:
+    ticks = 0
+
+    def tick() -> None:
+        nonlocal ticks
+        while True:
+            ticks += 1
+            give_way()
+
+    ticking = gevent.spawn(tick)
+    began = monotonic()
+    # Work that takes a while, however fast the machine is.
+    worked = [item for item in in_slices(range(1_000_000)) if monotonic() - began < 0.1 or item < 0]
+    ticking.kill()
+    assert worked
+    assert ticks >= 5
+
+
+def test_items_come_whole_and_in_order_in_the_hub_as_well() -> None:
+    assert list(in_slices("abc")) == ["a", "b", "c"]
+    came: list[int] = []
+    timer = gevent.get_hub().loop.timer(0)
+    timer.start(lambda: came.extend(in_slices(range(20_000))))
+    eventually(lambda: len(came) == 20_000)
+    timer.close()
+    assert came == list(range(20_000))

@@ -154,6 +154,13 @@ def test_an_incomplete_roster_removes_nothing() -> None:
     assert not members.is_listed(OTHER)
 
 
+def test_what_a_server_has_seen_go_is_removed_however_young_the_server_is() -> None:
+    members = in_state(JOINING)
+    members.roster("d", {HIGH: "ws://h:1"}, False, 1.0, removed=[OTHER, LOW])
+    assert not members.is_listed(OTHER)
+    assert members.is_listed(HIGH)
+
+
 @pytest.mark.parametrize("state", [JOINING, SUSPECT, DEAD])
 def test_an_address_that_moved_is_taken_from_the_roster_while_the_link_is_down(state: PeerState) -> None:
     members = in_state(state)

@@ -87,7 +87,6 @@ VALID: list[tuple[MessageType, Any]] = [
     (MessageType.FETCH_SOCKETS, {"opts": OPTS, "requestId": "ab"}),
     (MessageType.FETCH_SOCKETS_RESPONSE, {"requestId": "ab", "sockets": []}),
     (MessageType.FETCH_SOCKETS_RESPONSE, messages.fetched_sockets("ab", [SOCKET, SOCKET])),
-    (MessageType.FETCH_SOCKETS_RESPONSE, messages.fetched_sockets("ab", [SOCKET], more=True)),
     (MessageType.COUNT_SOCKETS, messages.fetch_sockets(OPTS, "ab")),
     (MessageType.LIST_ROOMS, messages.fetch_sockets(OPTS, "ab")),
     (MessageType.ANSWER, messages.answer_count("ab", 0)),
@@ -171,6 +170,11 @@ INVALID: list[tuple[MessageType, Any]] = [
         T.FETCH_SOCKETS_RESPONSE, lambda bad: {"requestId": "ab", "sockets": [{**SOCKET, "handshake": bad}]}, None, []
     ),
     *cases(T.FETCH_SOCKETS_RESPONSE, lambda bad: {"requestId": "ab", "sockets": [], "more": bad}, None, 1),
+    *cases(
+        T.FETCH_SOCKETS_RESPONSE,
+        lambda bad: {"requestId": "ab", "packed": bad},
+        *(None, {}, 1, [1], ["a"], [b""], [b"\xc1"], [b"\x81"], [b"\x01"], [messages.pack_socket({"id": "a"})]),
+    ),
     *cases(T.ANSWER, lambda bad: {"requestId": bad, "count": 1}, *BAD_ID),
     *cases(T.ANSWER, lambda bad: {"requestId": "ab", "count": bad}, None, -1, 1.0, True, "1"),
     *cases(
@@ -251,6 +255,14 @@ def test_what_is_no_message_at_all_is_refused(value: object) -> None:
 def test_keys_of_a_newer_node_are_ignored() -> None:
     found = parse({**message(9, {"packet": ["e"], "new": 1}), "newer": 2})
     assert found == ClusterMessage(MessageType.SERVER_SIDE_EMIT, UID, "/", {"packet": ["e"], "new": 1})
+
+
+def test_packed_sockets_come_with_their_ids_and_can_be_read() -> None:
+    packed = [messages.pack_socket({**SOCKET, "id": name}) for name in "ab"]
+    sent = messages.packed_sockets("ab", packed, more=True)
+    found = parse(msgpack.unpackb(encode(MessageType.FETCH_SOCKETS_RESPONSE, UID, "/", sent))).data
+    assert found == {"requestId": "ab", "packed": [("a", packed[0]), ("b", packed[1])], "more": True}
+    assert messages.unpack_socket(packed[0]) == SOCKET
 
 
 def test_rooms_and_counts_come_as_pairs() -> None:

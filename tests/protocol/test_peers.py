@@ -665,6 +665,16 @@ def test_a_peer_whose_link_is_down_and_that_no_roster_names_lapses_at_once() -> 
     assert table.unreachable() == [], "no part of the cluster any more"
 
 
+def test_a_peer_that_no_roster_has_named_yet_does_not_lapse_at_once() -> None:
+    table = PeerTable(LOW, random.Random(1), silence_seconds=10.0)
+    link = bring_up(table, OTHER, 1.0)
+    table.link_down(link, 2.0)
+    assert lapsed(table, 10.9) == []
+    table.roster("d", {OTHER: ADDRESS}, True, 10.9)
+    table.roster("d", {}, True, 10.95)
+    assert lapsed(table, 10.95) == [OTHER]
+
+
 def test_a_peer_that_leaves_or_is_given_up_lapses() -> None:
     table, _ = named()
     bring_up(table, OTHER, 1.0)

@@ -1,0 +1,160 @@
+"""The documentation's own code: every Python snippet is run, and does what its page says."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+from urllib.request import Request, urlopen
+
+import pytest
+from socketio.exceptions import ConnectionError
+
+from tests.integration.clients import Client
+from tests.integration.page import python_of
+from tests.integration.processes import ROOT, Discovery, Fleet, Page
+from tests.support import eventually
+
+pytestmark = pytest.mark.integration
+
+RUN = {"README.md", "docs/cluster.md", "docs/presence.md"}
+"""The pages with Python: each is run by a test of this module."""
+
+
+def test_every_page_with_python_is_run_by_a_test() -> None:
+    pages = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "examples_flask").glob("*/*.md")]
+    with_python = {str(page.relative_to(ROOT)) for page in pages if "```python" in page.read_text("utf-8")}
+    assert with_python == RUN
+
+
+@pytest.mark.parametrize("page", sorted(RUN))
+def test_python_of_pages_can_be_read(page: str) -> None:
+    compile(python_of(ROOT / page), page, "exec")
+
+
+def ask(page: Page, path: str, method: str = "GET") -> Any:
+    """An HTTP request; the JSON that comes back, if any."""
+    with urlopen(Request(page.url + path, method=method), timeout=20) as answer:
+        body = answer.read()
+    return json.loads(body) if body else None
+
+
+@pytest.fixture
+def discovery(ships: Fleet) -> Discovery:
+    return ships.discovery()
+
+
+@pytest.fixture
+def pages(ships: Fleet, discovery: Discovery, request: Any) -> list[Page]:
+    """The page that a test names in its parameter, served by two nodes that are linked."""
+    pages = [ships.page(request.param, discovery) for _ in "ab"]
+    for page in pages:
+        assert page.do("socketio.server.manager.wait_for_peers(1)")
+    return pages
+
+
+def vote(event: str, *arguments: Any) -> Any:
+    return f"yes to {arguments[0]}" if event == "vote" else None
+
+
+@pytest.mark.parametrize("pages", ["README.md"], indirect=True)
+def test_the_readme(pages: list[Page], clients: list[Client]) -> None:
+    clients += [Client(page.url) for page in pages]
+    clients[0].io.emit("message", "hello")
+    for client in clients:
+        assert client.wait_for("message") == [("hello",)]
+
+
+@pytest.mark.parametrize("pages", ["docs/cluster.md"], indirect=True)
+class TestCluster:
+    @pytest.fixture
+    def members(self, pages: list[Page], clients: list[Client]) -> list[Client]:
+        """A client of each node."""
+        clients += [Client(page.url, answer=vote) for page in pages]
+        return clients
+
+    def test_who_is_there(self, pages: list[Page], members: list[Client]) -> None:
+        members[1].enter("lobby")
+        for page in pages:
+            told = ask(page, "/clients")
+            assert {client["sid"] for client in told["clients"]} == {client.sid for client in members}
+            assert {client["node"] for client in told["clients"]} == {page.do("mesh.uid") for page in pages}
+            assert told["missing"] == []
+            (one,) = ask(page, "/clients?room=lobby")["clients"]
+            assert (one["sid"], set(one["rooms"]), one["from"]) == (
+                members[1].sid, {members[1].sid, "lobby"}, "127.0.0.1",
+            )  # fmt: skip
+            assert ask(page, "/counts") == {"clients": 2, "rooms": {"lobby": 1}}
+            assert ask(page, "/complete") == 2
+
+    def test_sockets_can_be_used(self, pages: list[Page], members: list[Client]) -> None:
+        for client in members:
+            client.enter("trial")
+        ask(pages[0], "/warn", "POST")
+        for client in members:
+            assert client.wait_for("warning") == [({"name": None},)]
+        eventually(lambda: ask(pages[1], "/counts")["rooms"] == {"warned": 2})
+        ask(pages[1], "/close", "POST")
+        for client in members:
+            client.wait_for("(disconnected)")
+
+    def test_many_at_once(self, pages: list[Page], members: list[Client]) -> None:
+        for client in members:
+            client.enter("a")
+        members[0].enter("admins")
+        assert ask(pages[0], "/merge", "POST") == {"moved": 2, "missing": []}
+        assert ask(pages[0], "/counts")["rooms"] == {"b": 2, "admins": 1}
+        ask(pages[0], "/maintenance", "POST")
+        members[1].wait_for("(disconnected)")
+        assert ask(pages[0], "/counts")["clients"] == 1
+
+    def test_between_servers(self, pages: list[Page]) -> None:
+        other = pages[1].do("mesh.uid")
+        assert ask(pages[0], "/theme/dark", "POST") == {"answers": {other: 1}, "missing": [], "errors": {}}
+        assert [page.do("settings") for page in pages] == [{"theme": "dark"}] * 2
+        ask(pages[0], "/reset", "POST")
+        eventually(lambda: pages[1].do("settings") == {"theme": "light"})
+
+    def test_acknowledgements(self, pages: list[Page], members: list[Client]) -> None:
+        for client in members:
+            client.enter("voters")
+        assert ask(pages[0], "/vote/tea", "POST") == {"votes": ["yes to tea"] * 2, "asked": 2, "answered": 2}
+        ask(pages[1], "/ask/milk", "POST")
+        eventually(lambda: pages[1].output.count("one says yes to milk") == 2)
+
+
+@pytest.mark.parametrize("pages", ["docs/presence.md"], indirect=True)
+def test_who_is_online(pages: list[Page], clients: list[Client]) -> None:
+    one, other = pages
+    clients += [
+        Client(one.url, auth={"user": "ada", "name": "Ada"}),
+        Client(other.url, auth={"user": 7, "name": "Bob"}),
+        Client(other.url, auth={"user": "ada", "name": "Ada"}),
+    ]
+    ada, bob, more_of_ada = clients
+    for page in pages:
+        eventually(lambda page=page: page.do("sum(len(user.sids) for user in presence.users().values())") == 3)  # type: ignore[misc]  # bound now
+        assert page.do("friends_online(['ada', 'eve', 7])") == ["ada", 7]
+        assert page.do("everybody()[1]") == 2
+        assert page.do("where_is('ada')['sids']") == [ada.sid, more_of_ada.sid]
+        assert page.do("where_is('ada')['nodes']") == [one.do("mesh.uid"), other.do("mesh.uid")]
+        assert page.do("where_is('eve')") is None
+    with pytest.raises(ConnectionError):
+        Client(one.url)
+    bob.io.emit("mood", "fine")
+    eventually(lambda: one.do("presence.get(7).meta") == {"name": "Bob", "mood": "fine"})
+    more_of_ada.close()
+    eventually(lambda: ({"id": "ada", "tabs": 1},) in ada.received("updated"))
+    bob.io.emit("log out")
+    ada.wait_for("offline")
+    # From its own node, and from no other one.
+    assert ada.received("online").count(({"id": 7, "name": "Bob"},)) == 1
+    assert ada.received("offline") == [({"id": 7},)]
+
+
+def test_pages_are_named_by_their_links() -> None:
+    """No page of the documentation points to one that is not there."""
+    for page in [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "examples_flask").glob("*/*.md")]:
+        for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text("utf-8")):
+            assert (Path(page).parent / target).exists(), f"{page.name} points to {target}"
