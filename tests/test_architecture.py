@@ -7,6 +7,7 @@ that waits, the library never patches anybody's process, and no committed text t
 from __future__ import annotations
 
 import ast
+import configparser
 import re
 import shutil
 import subprocess
@@ -186,6 +187,24 @@ def test_nothing_is_monkey_patched(path: Path) -> None:
     names = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
     names |= {alias.name for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) for alias in node.names}
     assert not {name for name in names if name.startswith("patch_")}
+
+
+def test_every_package_is_shipped() -> None:
+    """setup.cfg lists packages by name: a new one that is forgotten would be missing from what users install."""
+    config = configparser.ConfigParser()
+    config.read(ROOT / "setup.cfg")
+    listed = set(config["options"]["packages"].split())
+    homes = {
+        "gevent_mesh": LIBRARY,
+        "gevent_mesh_discovery": DISCOVERY,
+        "gevent_mesh_examples": ROOT / "examples_flask",
+    }
+    found = {
+        ".".join([name, *init.parent.relative_to(home).parts])
+        for name, home in homes.items()
+        for init in home.rglob("__init__.py")
+    }
+    assert listed == found
 
 
 def test_public_names_are_what_was_decided() -> None:
