@@ -6,6 +6,7 @@ The map, from the outside in; imports point downwards only::
     node.py         this process as a member of the mesh; service.py: a part of it
     emitter/        the same for a process that publishes and serves no clients; relay.py: what a node does for it
     cluster/        questions to all nodes and their answers
+    presence.py     who is online, on all nodes
     commands.py     what other nodes have our clients do
     clients.py      this node's own clients
     fanout.py       delivery to them
@@ -44,6 +45,7 @@ from .errors import (
 )
 from .manager import GeventMeshManager
 from .net.mesh import PeerInfo
+from .presence import Presence, PresentClient, PresentUser
 
 __all__ = [
     "ClientAnswers",
@@ -58,6 +60,9 @@ __all__ = [
     "PayloadError",
     "PayloadTooLarge",
     "PeerInfo",
+    "Presence",
+    "PresentClient",
+    "PresentUser",
     "RemoteSocket",
     "RoomCounts",
     "SocketList",

@@ -34,6 +34,7 @@ from .errors import ConfigError
 from .net.mesh import Mesh, PeerInfo
 from .node import Node
 from .packets import Packets, arguments_of
+from .presence import Presence, PresenceService
 from .protocol import messages
 from .protocol.messages import MessageType
 from .protocol.peers import Peer
@@ -144,9 +145,11 @@ class GeventMeshManager(ClusterApi, PubSubManager):  # type: ignore[misc]  # pyt
         self._acknowledgements = Acknowledgements(node, clients, packets, self._requests, self, logger)
         self._queries = Queries(node, clients, self._requests, logger)
         self._server_events = ServerEvents(node, self._requests, logger)
+        self._presence = PresenceService(node, clients, logger)
         commands = Commands(node, clients, packets, self._acknowledgements, logger)
         self._relay = Relay(node, self._requests, self._acknowledgements, logger)
-        node.add(commands, self._acknowledgements, self._queries, self._server_events, self._relay)
+        questions = (self._acknowledgements, self._queries, self._server_events)
+        node.add(commands, *questions, self._presence, self._relay)
 
     # ------------------------------------------------------------------ life
 
@@ -299,6 +302,16 @@ class GeventMeshManager(ClusterApi, PubSubManager):  # type: ignore[misc]  # pyt
             node = self._emitter.linked_to
             return [] if node is None else [node]
         return [] if self._node.mesh is None else self._node.mesh.peers
+
+    def presence(self, namespace: str = "/") -> Presence:
+        """Who is online in a namespace, on all nodes: users, as the application tells them from each other.
+
+        Raises:
+            ConfigError: this manager is write-only: it has no clients, and is told nothing of those of others.
+        """
+        if self.write_only:
+            raise ConfigError("a write-only manager does not know who is online; ask a process that serves clients")
+        return self._presence.of(namespace or "/")
 
     def _status(self) -> dict[str, Any]:
         """What heartbeats say of this node."""

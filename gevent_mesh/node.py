@@ -90,6 +90,7 @@ class Node:
         mesh, self.mesh = self.mesh, None
         if mesh is not None:
             mesh.stop(timeout)
+            self._left()
 
     def forked(self) -> None:
         """The process is a fork: nothing that the parent opened belongs to it."""
@@ -97,6 +98,11 @@ class Node:
         self.uid = new_uid()
         if mesh is not None:
             mesh.forget()
+            self._left()
+
+    def _left(self) -> None:
+        for service in self._services:
+            service.left()
 
     # ------------------------------------------------------------------ the way out
 

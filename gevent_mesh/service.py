@@ -34,6 +34,9 @@ class Service:
     def lapsed(self, peer: Peer) -> None:
         """This peer does not count as present any more (see `gevent_mesh.protocol.peers`), until it is linked again."""
 
+    def left(self) -> None:
+        """This node is not in the mesh any more: no peer is present, until this node has joined again."""
+
     def client_gone(self, sid: str, namespace: str) -> None:
         """A client of this node is not connected to this namespace any more."""
 

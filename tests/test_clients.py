@@ -37,6 +37,9 @@ class Tables:
     def __init__(self, manager: Any) -> None:
         self.manager = manager
         self.server = socketio.Server(async_mode="gevent", client_manager=manager)
+        if isinstance(manager, GeventMeshManager):
+            # It is not to join when some other test begins to serve.
+            manager.stop()
         ids = iter(range(10_000))
         self.server.eio.generate_id = lambda: f"sid {next(ids)}"
 

@@ -20,6 +20,7 @@ import msgpack
 
 from ..errors import MessageError, PayloadNotEncodable
 from .frames import is_uid
+from .presence_messages import check_presence, check_wanted
 
 __all__ = [
     "OWN_TYPES_FROM",
@@ -82,6 +83,8 @@ class MessageType(IntEnum):
     COUNT_SOCKETS = 33
     LIST_ROOMS = 34
     CLIENTS_GONE = 35
+    PRESENCE = 36
+    PRESENCE_WANTED = 37
     PUBLISH = 40
     RELAY = 41
     RELAYED = 42
@@ -567,6 +570,8 @@ _CHECKS: dict[int, Callable[[dict[str, Any]], None]] = {
     MessageType.COUNT_SOCKETS: _fetch,
     MessageType.LIST_ROOMS: _fetch,
     MessageType.CLIENTS_GONE: _gone,
+    MessageType.PRESENCE: check_presence,
+    MessageType.PRESENCE_WANTED: check_wanted,
     MessageType.PUBLISH: _published,
     MessageType.RELAY: _relay,
     MessageType.RELAYED: _relayed,

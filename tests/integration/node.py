@@ -110,6 +110,11 @@ class Control:
         self._boot = secrets.token_hex(4)
         self._gaps: list[float] = []
         self._disconnected: list[str] = []
+        self._presence = manager.presence()
+        self._presence_log: list[tuple[str, Any]] = []
+        self._tracked_at: dict[str, float] = {}
+        self._presence.on_join(lambda user: self._presence_log.append(("join", user.id)))
+        self._presence.on_leave(lambda user: self._presence_log.append(("leave", user.id)))
         self._noted: list[list[Any]] = []
         self._watching: gevent.Greenlet | None = None
         manager.on("who", lambda: manager.uid)
@@ -187,6 +192,42 @@ class Control:
 
     def disconnect(self, sid: str, namespace: str = "/", **options: Any) -> None:
         self._sio.disconnect(sid, namespace=namespace, **options)
+
+    # -- who is online
+
+    def track(self, sid: str, user: Any, meta: dict[str, Any] | None = None) -> float:
+        """Returns when, by the clock that all processes of a machine share."""
+        self._tracked_at[sid] = monotonic()
+        self._presence.track(sid, user, meta)
+        return self._tracked_at[sid]
+
+    def untrack(self, sid: str) -> float:
+        now = monotonic()
+        self._presence.untrack(sid)
+        return now
+
+    def tracked_at(self, sid: str) -> float:
+        return self._tracked_at[sid]
+
+    def present(self) -> list[Any]:
+        """[user, sids] of everybody who is online."""
+        return sorted(([user.id, list(user.sids)] for user in self._presence.users().values()), key=repr)
+
+    def described(self) -> list[Any]:
+        """All that is known of everybody who is online."""
+        return sorted((asdict(user) for user in self._presence.users().values()), key=lambda user: repr(user["id"]))
+
+    def present_at(self, expected: list[Any], seconds: float) -> float | None:
+        """When these were found to be online; None if they were not within so many seconds."""
+        deadline = monotonic() + seconds
+        while (now := monotonic()) < deadline:
+            if [[user, sorted(sids)] for user, sids in self.present()] == expected:
+                return now
+            gevent.sleep(0.001)
+        return None
+
+    def presence_log(self) -> list[tuple[str, Any]]:
+        return self._presence_log
 
     # -- what the mesh offers beyond that
 
@@ -333,6 +374,11 @@ def build(options: dict[str, Any]) -> tuple[Any, GeventMeshManager, Control]:
         namespaces=["/", "/other", "/lobby", "/more"], **server_options,
     )  # fmt: skip
     control = Control(sio, manager)
+
+    @sio.on("connect")  # type: ignore[untyped-decorator]  # python-socketio has no types
+    def connected(sid: str, _environ: dict[str, Any], auth: Any = None) -> None:
+        if isinstance(auth, dict) and "user" in auth:
+            control.track(sid, auth["user"], auth.get("meta"))
 
     @sio.on("enter")  # type: ignore[untyped-decorator]  # python-socketio has no types
     def enter(sid: str, room: str) -> str:

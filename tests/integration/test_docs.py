@@ -9,6 +9,7 @@ from typing import Any
 from urllib.request import Request, urlopen
 
 import pytest
+from socketio.exceptions import ConnectionError
 
 from tests.integration.clients import Client
 from tests.integration.page import python_of
@@ -17,7 +18,7 @@ from tests.support import eventually
 
 pytestmark = pytest.mark.integration
 
-RUN = {"README.md", "docs/cluster.md"}
+RUN = {"README.md", "docs/cluster.md", "docs/presence.md"}
 """The pages with Python: each is run by a test of this module."""
 
 
@@ -121,6 +122,35 @@ class TestCluster:
         assert ask(pages[0], "/vote/tea", "POST") == {"votes": ["yes to tea"] * 2, "asked": 2, "answered": 2}
         ask(pages[1], "/ask/milk", "POST")
         eventually(lambda: pages[1].output.count("one says yes to milk") == 2)
+
+
+@pytest.mark.parametrize("pages", ["docs/presence.md"], indirect=True)
+def test_who_is_online(pages: list[Page], clients: list[Client]) -> None:
+    one, other = pages
+    clients += [
+        Client(one.url, auth={"user": "ada", "name": "Ada"}),
+        Client(other.url, auth={"user": 7, "name": "Bob"}),
+        Client(other.url, auth={"user": "ada", "name": "Ada"}),
+    ]
+    ada, bob, more_of_ada = clients
+    for page in pages:
+        eventually(lambda page=page: page.do("sum(len(user.sids) for user in presence.users().values())") == 3)  # type: ignore[misc]  # bound now
+        assert page.do("friends_online(['ada', 'eve', 7])") == ["ada", 7]
+        assert page.do("everybody()[1]") == 2
+        assert page.do("where_is('ada')['sids']") == [ada.sid, more_of_ada.sid]
+        assert page.do("where_is('ada')['nodes']") == [one.do("mesh.uid"), other.do("mesh.uid")]
+        assert page.do("where_is('eve')") is None
+    with pytest.raises(ConnectionError):
+        Client(one.url)
+    bob.io.emit("mood", "fine")
+    eventually(lambda: one.do("presence.get(7).meta") == {"name": "Bob", "mood": "fine"})
+    more_of_ada.close()
+    eventually(lambda: ({"id": "ada", "tabs": 1},) in ada.received("updated"))
+    bob.io.emit("log out")
+    ada.wait_for("offline")
+    # From its own node, and from no other one.
+    assert ada.received("online").count(({"id": 7, "name": "Bob"},)) == 1
+    assert ada.received("offline") == [({"id": 7},)]
 
 
 def test_pages_are_named_by_their_links() -> None:

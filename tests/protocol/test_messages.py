@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from gevent_mesh.errors import MessageError, PayloadNotEncodable
 from gevent_mesh.protocol import messages
 from gevent_mesh.protocol.messages import OWN_TYPES_FROM, ClusterMessage, MessageType, encode, parse
+from gevent_mesh.protocol.presence_messages import presence_delta, presence_piece, presence_version, presence_wanted
 
 UID = "00000000000000aa"
 OPTS = messages.options(["room"], ["sid"])
@@ -54,6 +55,8 @@ def test_our_own_type_numbers_never_change() -> None:
         "COUNT_SOCKETS": 33,
         "LIST_ROOMS": 34,
         "CLIENTS_GONE": 35,
+        "PRESENCE": 36,
+        "PRESENCE_WANTED": 37,
         "PUBLISH": 40,
         "RELAY": 41,
         "RELAYED": 42,
@@ -63,6 +66,7 @@ def test_our_own_type_numbers_never_change() -> None:
 
 # ---------------------------------------------------------------------- shapes
 
+ROW = ["sid", "ada", b"\x81\xa1a\x01", 1.5, 2.5]
 SOCKET = {"id": "a", "handshake": {"address": "127.0.0.1"}, "rooms": ["a", 1], "data": {"k": b"v"}}
 
 VALID: list[tuple[MessageType, Any]] = [
@@ -96,6 +100,11 @@ VALID: list[tuple[MessageType, Any]] = [
     (MessageType.SOCKETS_LEAVE, messages.sockets_leave(OPTS, ["a"], "ab")),
     (MessageType.DISCONNECT_SOCKETS, messages.disconnect_sockets(OPTS, request_id="ab")),
     (MessageType.SERVER_SIDE_EMIT_RESPONSE, messages.server_side_answer("ab", None, "no handler")),
+    (MessageType.PRESENCE, presence_version(7)),
+    (MessageType.PRESENCE, presence_delta(1, [ROW], ["s2"])),
+    (MessageType.PRESENCE, presence_delta(1, [["s", -1, b"\x80", 0, 0]], [])),
+    (MessageType.PRESENCE, presence_piece(7, [ROW, ROW], request=1, part=0, more=True)),
+    (MessageType.PRESENCE_WANTED, presence_wanted(1, 0)),
     (MessageType.SERVER_SIDE_EMIT, {"packet": ["event"]}),
     (MessageType.SERVER_SIDE_EMIT, {"packet": ["event", 1], "requestId": "ab"}),
     (MessageType.SERVER_SIDE_EMIT, {"packet": ["event", 1], "requestId": None}),
@@ -123,6 +132,12 @@ BAD_OPTS: list[Any] = [
 ]  # fmt: skip
 BAD_ID: list[Any] = [None, "", "a" * 65, 1, b"ab", [], {}]
 BAD_NUMBERS: list[Any] = [None, 0, -1, 1.0, True, "1", 2**63]
+BAD_NUMBER: list[Any] = [None, -1, 2**63, 1.0, True, "1"]
+BAD_SID: list[Any] = [None, 1, b"s", "", "s" * 129, []]
+BAD_USER: list[Any] = [None, True, 1.5, b"ada", "u" * 257, [], {}]
+# The last two: a map whose key cannot be one in Python, and one that does not end.
+BAD_META: list[Any] = [None, {}, "", b"", b"\xc0", b"\x80\x80", b"\x90", b"\x80" * 5000, b"\x81\x90\x01", b"\x81\xa1a"]
+BAD_TIME: list[Any] = [None, -1.0, float("nan"), float("inf"), True, "0", 2**63]
 BAD_EVENT: list[Any] = [None, [], "event", [1], [None, "event"], [b"event"], {"0": "event"}, 1]
 
 
@@ -179,6 +194,24 @@ INVALID: list[tuple[MessageType, Any]] = [
     *cases(T.SOCKETS_JOIN, lambda bad: {"opts": OPTS, "rooms": ["a"], "requestId": bad}, *BAD_OPTIONAL_ID),
     *cases(T.DISCONNECT_SOCKETS, lambda bad: {"opts": OPTS, "requestId": bad}, *BAD_OPTIONAL_ID),
     *cases(T.SERVER_SIDE_EMIT_RESPONSE, lambda bad: {"requestId": "ab", "packet": 1, "error": bad}, None, 1),
+    *cases(T.PRESENCE, lambda bad: {"version": bad}, *BAD_NUMBER),
+    *cases(T.PRESENCE, lambda bad: {"version": 1, "set": bad, "gone": []}, None, {}, "", 1, [1], ["s"], [[]]),
+    *cases(
+        T.PRESENCE, lambda bad: {"version": 1, "set": [], "gone": bad}, None, {}, "", 1, *([sid] for sid in BAD_SID)
+    ),
+    *cases(T.PRESENCE, lambda bad: {"version": 1, "set": [[bad, *ROW[1:]]], "gone": []}, *BAD_SID),
+    *cases(T.PRESENCE, lambda bad: {"version": 1, "set": [["s", bad, *ROW[2:]]], "gone": []}, *BAD_USER),
+    *cases(T.PRESENCE, lambda bad: {"version": 1, "set": [["s", 1, bad, 0, 0]], "gone": []}, *BAD_META),
+    *cases(T.PRESENCE, lambda bad: {"version": 1, "set": [["s", 1, b"\x80", bad, 0]], "gone": []}, *BAD_TIME),
+    *cases(T.PRESENCE, lambda bad: {"version": 1, "set": [["s", 1, b"\x80", 0, bad]], "gone": []}, *BAD_TIME),
+    *cases(T.PRESENCE, lambda bad: {**presence_piece(1, [], request=1, part=0, more=True), "part": bad}, *BAD_NUMBER),
+    *cases(T.PRESENCE, lambda bad: {**presence_piece(1, [], request=1, part=0, more=True), "more": bad}, None, 1, "no"),
+    (T.PRESENCE, {"version": 1, "set": []}),
+    (T.PRESENCE, {"version": 1, "gone": []}),
+    (T.PRESENCE, {"version": 1, "request": 1, "part": 0, "more": False}),
+    (T.PRESENCE, {"version": 1, "set": [ROW] * 501, "gone": ["s"] * 500}),
+    *cases(T.PRESENCE_WANTED, lambda bad: {"request": bad, "part": 0}, *BAD_NUMBER),
+    *cases(T.PRESENCE_WANTED, lambda bad: {"request": 1, "part": bad}, *BAD_NUMBER),
     *cases(T.SERVER_SIDE_EMIT, lambda bad: {"packet": bad}, *BAD_EVENT),
     *cases(T.SERVER_SIDE_EMIT, lambda bad: {"packet": ["e"], "requestId": bad}, *BAD_OPTIONAL_ID),
     *cases(T.SERVER_SIDE_EMIT_RESPONSE, lambda bad: {"requestId": bad, "packet": 1}, *BAD_ID),
@@ -395,7 +428,9 @@ junk = st.recursive(
     max_leaves=6,
 )
 shaped = st.dictionaries(
-    st.sampled_from(["opts", "rooms", "except", "packet", "encoded", "requestId", "sockets", "clientCount", "args"]),
+    st.sampled_from(
+        ["opts", "rooms", "except", "packet", "encoded", "requestId", "sockets", "clientCount", "args", "set", "gone"]
+    ),
     junk | st.dictionaries(st.sampled_from(["rooms", "except", "flags", "type", "data"]), scalars, max_size=4),
     max_size=4,
 )
