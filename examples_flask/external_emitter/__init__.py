@@ -1,0 +1,1 @@
+"""A script outside of the servers that emits to their clients."""

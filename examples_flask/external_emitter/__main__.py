@@ -1,0 +1,62 @@
+"""All of it with one command: `python -m gevent_mesh_examples.external_emitter [FIRST_PORT]`.
+
+Starts a discovery service and two servers of the chat as children, and the worker again and again, until Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+
+from gevent_mesh.demo.processes import Child, DemoError
+
+SECONDS = 20.0
+PAUSE_SECONDS = 5.0
+
+
+def start(first_port: int, children: list[Child]) -> tuple[str, list[str]]:
+    """Start everything, appending to `children` what runs. Returns the addresses of discovery and of the pages."""
+    anywhere = ["--host", "127.0.0.1", "--port", "0"]
+    children.append(Child("discovery", "gevent_mesh_discovery", r"listening on (ws://\S+)", anywhere, os.environ))
+    discovery = children[0].wait_until_ready(SECONDS)
+    for number in (0, 1):
+        arguments = ["--discovery", discovery, "--port", str(first_port + number if first_port else 0)]
+        name, module = f"server {number + 1}", "gevent_mesh_examples.chat"
+        children.append(Child(name, module, r"listening on (http://\S+)", arguments, os.environ))
+    return discovery, [server.wait_until_ready(SECONDS) for server in children[1:]]
+
+
+def work(discovery: str) -> None:
+    command = [sys.executable, "-m", "gevent_mesh_examples.external_emitter.worker", "--discovery", discovery]
+    subprocess.run(command, check=False, timeout=60)
+
+
+def main() -> int:
+    first_port = int(sys.argv[1]) if len(sys.argv) > 1 else 5000
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+    children: list[Child] = []
+    try:
+        discovery, urls = start(first_port, children)
+        for url in urls:
+            print(f"join the room 'lobby' of the chat: {url}", flush=True)
+        while not stop.is_set():
+            work(discovery)
+            stop.wait(PAUSE_SECONDS)
+    except DemoError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    finally:
+        for child in reversed(children):
+            child.ask_to_end()
+        for child in reversed(children):
+            child.end(SECONDS)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
