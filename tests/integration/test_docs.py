@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from pathlib import Path
 from typing import Any
 from urllib.request import Request, urlopen
@@ -13,12 +14,12 @@ from socketio.exceptions import ConnectionError
 
 from tests.integration.clients import Client
 from tests.integration.page import python_of
-from tests.integration.processes import ROOT, Discovery, Fleet, Page
+from tests.integration.processes import ROOT, Discovery, Fleet, Page, linked
 from tests.support import eventually
 
 pytestmark = pytest.mark.integration
 
-RUN = {"README.md", "docs/cluster.md", "docs/presence.md"}
+RUN = {"README.md", "docs/cluster.md", "docs/emitters.md", "docs/presence.md"}
 """The pages with Python: each is run by a test of this module."""
 
 
@@ -151,6 +152,22 @@ def test_who_is_online(pages: list[Page], clients: list[Client]) -> None:
     # From its own node, and from no other one.
     assert ada.received("online").count(({"id": 7, "name": "Bob"},)) == 1
     assert ada.received("offline") == [({"id": 7},)]
+
+
+def test_emitters(ships: Fleet, discovery: Discovery, clients: list[Client]) -> None:
+    nodes = ships.nodes(2, discovery)
+    linked(nodes)
+    clients += [Client(node.url, answer=lambda *_: "yes") for node in nodes]
+    for client in clients:
+        client.enter("readers")
+    command = [sys.executable, "-m", "tests.integration.page", str(ROOT / "docs/emitters.md")]
+    page = ships.program("page", command, MESH_DISCOVERY=discovery.url)
+    assert page.wait(20) == 0, page.tail()
+    for client in clients:
+        assert client.wait_for("news") == [({"text": "from outside"},)]
+        assert client.wait_for("picture") == [(b"\x89PNG...",)]
+        assert client.wait_for("last words") == [(1,)]
+        assert client.wait_for("question") == [("Tea?",)]
 
 
 def test_pages_are_named_by_their_links() -> None:
