@@ -10,12 +10,14 @@ The rules, and why nothing is lost or doubled by them, stand in `gevent_mesh.pro
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping
 from functools import partial
 from time import monotonic
 from typing import Any
 
 import gevent
+from gevent.lock import BoundedSemaphore
 
 from .cluster.acknowledgements import Acknowledgements, Tally
 from .cluster.requests import Request, Requests
@@ -31,6 +33,8 @@ __all__ = ["Relay"]
 
 SETTLE_SECONDS = 0.01
 """How often it is looked whether peers have acknowledged what emitters wait for."""
+TURNS = 64
+SAME_REFUSAL_SECONDS = 1.0
 MAX_QUESTIONS = 10_000
 """Events of emitters whose clients are to acknowledge, at a time."""
 
@@ -56,6 +60,9 @@ class Relay(Service):
         self._receipts: dict[str, Receipt] = {}
         self._settling: gevent.Greenlet | None = None
         self._questions = 0
+        self._refused_at = -math.inf
+        # By emitter, as far as there are enough. To have one for each would need somebody to take them away again.
+        self._turns = [BoundedSemaphore() for _ in range(TURNS)]
 
     @property
     def handlers(self) -> Mapping[MessageType, Handler]:
@@ -91,8 +98,7 @@ class Relay(Service):
             request_id = inner.data.get("requestId")
             if request_id is not None:
                 self._open_question(peer.uid, inner, request_id)
-            if self._delivered.is_new(peer.uid, number, monotonic()):
-                self._deliver_own(peer, inner, request_id)
+            self._deliver(peer, number, inner, request_id)
             self._pass_on(outer)
         receipt.taken = max(receipt.taken, number)
         self._settle_soon()
@@ -101,24 +107,33 @@ class Relay(Service):
         """Send it to all nodes, those included that are about to be named. May wait."""
         self._node.publish_encoded(message)
 
-    def _deliver_own(self, peer: Peer, message: ClusterMessage, request_id: str | None) -> None:
-        if request_id is None:
-            self._deliver(peer, message)
-        else:
-            say = partial(self._answer_own, request_id)
-            self._acknowledgements.ask_own(message, peer.codec, say)
+    def _deliver(self, peer: Peer, number: int, message: ClusterMessage, own_question: str | None = None) -> None:
+        """Act on a message of an emitter, unless it is a repeat.
 
-    def _deliver(self, peer: Peer, message: ClusterMessage) -> None:
-        try:
-            self._node.hand_on(peer, message)
-        except Exception:
-            # Others may be able to handle it.
-            self._logger.exception("a %s message of emitter %s could not be handled", message.type.name, message.uid)
+        Args:
+            peer: who sent it, and gets the answers.
+            own_question: the id of a question of ours that the clients of this node are to answer.
+        """
+        # Long work gives way, and the next message may come by another way meanwhile.
+        with self._turns[int(message.uid, 16) % TURNS]:
+            if not self._delivered.is_new(message.uid, number, monotonic()):
+                return
+            try:
+                if own_question is not None:
+                    self._acknowledgements.ask_own(message, peer.codec, partial(self._answer_own, own_question))
+                else:
+                    self._node.hand_on(peer, message)
+            except Exception:
+                # Others may be able to handle it.
+                self._logger.exception("a %s of emitter %s could not be handled", message.type.name, message.uid)
 
     def _refuse(self, why: str) -> None:
-        self._logger.warning("a message of an emitter is dropped: %s", why)
         if self._node.mesh is not None:
             self._node.mesh.counters.spoofed += 1
+        now = monotonic()
+        if now - self._refused_at >= SAME_REFUSAL_SECONDS:
+            self._refused_at = now
+            self._logger.warning("a message of an emitter is dropped: %s", why)
 
     # ------------------------------------------------------------------ from other relays
 
@@ -135,8 +150,7 @@ class Relay(Service):
         except MessageError as exc:
             self._refuse(str(exc))
             return
-        if self._delivered.is_new(emitter, message.data["n"], monotonic()):
-            self._deliver(peer, inner)
+        self._deliver(peer, message.data["n"], inner)
 
     def _is_node(self, uid: str) -> bool:
         known = None if self._node.mesh is None else self._node.mesh.table.get(uid)

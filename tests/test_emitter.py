@@ -702,6 +702,28 @@ class TestWhatRelaysMayNotDo:
         eventually(lambda: len(numbers(nodes[0])) == 4)
         assert numbers(nodes[0]) == [1, 2, 3, 4]
 
+    def test_long_work_on_one_message_is_not_overtaken_by_the_next(
+        self, nodes: list[PaperNode], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        nodes[0].connects("eio")
+        node = nodes[0].manager._node
+        hand_on = node.hand_on
+
+        def slowly(peer: Any, message: ClusterMessage) -> None:
+            if message.type is MessageType.BROADCAST:
+                # As the first of many clients are moved from room to room: others run meanwhile.
+                gevent.sleep(0.01 if message.data["packet"]["data"][1] % 3 else 0.05)
+            hand_on(peer, message)
+
+        monkeypatch.setattr(node, "hand_on", slowly)
+        one = stranger(nodes[0], role=Role.NODE, uid="00000000000000a1").handshake()
+        two = stranger(nodes[0], role=Role.NODE, uid="00000000000000a2").handshake()
+        for number in range(3, 20):
+            self.relays(one, "e" * 16, number)
+            self.relays(two, "e" * 16, number)
+        eventually(lambda: len(numbers(nodes[0])) >= 17)
+        assert numbers(nodes[0]) == list(range(3, 20))
+
     def test_relaying_in_the_name_of_a_node_is_refused(self, nodes: list[PaperNode]) -> None:
         nodes[0].connects("eio")
         made = stranger(nodes[0], role=Role.NODE, uid="00000000000000a1").handshake()

@@ -218,6 +218,8 @@ class Courier:
         while True:
             gevent.sleep(SWEEP_SECONDS)
             self.calls.sweep(monotonic())
+            # A publisher may have been interrupted between leaving a message and saying so.
+            self._uplink.pump()
 
     # ------------------------------------------------------------------ what the uplink asks for (Store)
 

@@ -141,6 +141,7 @@ class Uplink:
         self._changed = Event()
         self._current: Link | None = None
         self._session: Session | None = None
+        self._stopping = False
         self._told_failure: dict[str, tuple[str, float]] = {}
         self._greenlet: gevent.Greenlet | None = None
         secret = secrets.token_bytes(16)
@@ -165,8 +166,7 @@ class Uplink:
 
     def stop(self) -> None:
         """Say goodbye to everybody. Takes a second or two at most."""
-        if self._greenlet is not None:
-            self._greenlet.unlink_all()
+        self._stopping = True
         if self._current is not None:
             self._current.leave(Refusal.LEAVING, "leaving")
         gevent.joinall([gevent.spawn(client.stop) for client in self._discovery])
@@ -205,7 +205,7 @@ class Uplink:
         self._changed.set()
 
     def _run(self) -> None:
-        while True:
+        while not self._stopping:
             now = monotonic()
             found = self._candidates.next(now)
             if found is not None:

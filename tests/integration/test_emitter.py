@@ -186,6 +186,8 @@ class TestEndOfTheProcess:
                 manager.emit("closed", 2)
             except EmitterError:
                 print("refused")
+            import os
+            assert len(os.listdir("/proc/self/task")) == 1
             """
         )
         assert mesh.got("closed", 1) == [(1,)]
