@@ -12,13 +12,15 @@ import pytest
 from socketio.exceptions import ConnectionError
 
 from tests.integration.clients import Client
+from tests.integration.nodejs_peer import NodejsPeer
 from tests.integration.page import python_of
 from tests.integration.processes import ROOT, Discovery, Fleet, Page
+from tests.protocol.recorded import cluster_message
 from tests.support import eventually
 
 pytestmark = pytest.mark.integration
 
-RUN = {"README.md", "docs/cluster.md", "docs/presence.md"}
+RUN = {"README.md", "docs/cluster.md", "docs/nodejs.md", "docs/presence.md"}
 """The pages with Python: each is run by a test of this module."""
 
 
@@ -151,6 +153,20 @@ def test_who_is_online(pages: list[Page], clients: list[Client]) -> None:
     # From its own node, and from no other one.
     assert ada.received("online").count(({"id": 7, "name": "Bob"},)) == 1
     assert ada.received("offline") == [({"id": 7},)]
+
+
+@pytest.mark.parametrize("pages", ["docs/nodejs.md"], indirect=True)
+def test_node_servers(pages: list[Page], clients: list[Client], discovery: Discovery) -> None:
+    clients += [Client(page.url) for page in pages]
+    peer = NodejsPeer(discovery.url, "f" * 16)
+    peer.sockets = cluster_message("mesh/FETCH_SOCKETS_RESPONSE", "fetch-all")["data"]["sockets"]
+    for page in pages:
+        eventually(lambda page=page: ask(page, "/servers")["servers"] == 3)  # type: ignore[misc]  # bound now
+        assert ask(page, "/servers") == {"servers": 3, "clients": 2 + len(peer.sockets)}
+    peer.leave()
+    for page in pages:
+        eventually(lambda page=page: ask(page, "/servers") == {"servers": 2, "clients": 2})  # type: ignore[misc]  # bound now
+    assert peer.faults == []
 
 
 def test_pages_are_named_by_their_links() -> None:
