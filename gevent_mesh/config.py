@@ -40,6 +40,7 @@ class MeshConfig:
         channel: nodes of different channels do not link, even through the same discovery.
         write_only: this process publishes and serves no clients.
         callback_timeout: seconds after which a callback that some clients never answered is freed.
+        node_interop: link to Node.js servers as well. They are sent the token in clear, and promise less.
     """
 
     discovery: tuple[str, ...] = ()
@@ -54,6 +55,7 @@ class MeshConfig:
     channel: str = "socketio"
     write_only: bool = False
     callback_timeout: float = 60.0
+    node_interop: bool = False
 
     @classmethod
     def from_options(
@@ -72,6 +74,7 @@ class MeshConfig:
         channel: str,
         write_only: bool,
         callback_timeout: float,
+        node_interop: bool = False,
         environ: Mapping[str, str] | None = None,
     ) -> MeshConfig:
         """Check the options of `GeventMeshManager` and fill in what is left out.
@@ -90,6 +93,8 @@ class MeshConfig:
             _check_url("discovery_service_address", url)
         if write_only and not discovery:
             raise ConfigError("write_only=True needs a discovery_service_address: there is no other way to find nodes")
+        if write_only and node_interop:
+            raise ConfigError("node_interop=True is for nodes: a write_only process reaches Node servers through them")
         if write_only and (ws_port is not None or server_address is not None):
             raise ConfigError("write_only=True does not listen: leave ws_port and server_address out")
         address = server_address if server_address is not None else environ.get("MESH_ADDRESS", "")
@@ -121,6 +126,7 @@ class MeshConfig:
             channel=channel,
             write_only=write_only,
             callback_timeout=callback_timeout,
+            node_interop=node_interop,
         )
 
 

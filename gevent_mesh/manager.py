@@ -82,6 +82,8 @@ class GeventMeshManager(ClusterApi, PubSubManager):  # type: ignore[misc]  # pyt
         logger: where to report; default: the logger ``gevent_mesh``.
         json: like python-socketio's own managers: the JSON module of a write-only manager.
         callback_timeout: seconds after which callbacks of clients on other nodes are freed.
+        node_interop: form one mesh with Node.js servers that use ``socket.io-mesh-adapter`` 2.x. Their protocol sends
+            the token in clear: only for a private network. See docs/nodejs.md.
 
     Raises:
         ConfigError: an option cannot work; the text says what to change.
@@ -107,6 +109,7 @@ class GeventMeshManager(ClusterApi, PubSubManager):  # type: ignore[misc]  # pyt
         logger: logging.Logger | None = None,
         json: Any = None,
         callback_timeout: float = 60.0,
+        node_interop: bool = False,
     ) -> None:
         self.config = MeshConfig.from_options(
             discovery_service_address=discovery_service_address,
@@ -122,6 +125,7 @@ class GeventMeshManager(ClusterApi, PubSubManager):  # type: ignore[misc]  # pyt
             channel=channel,
             write_only=write_only,
             callback_timeout=callback_timeout,
+            node_interop=node_interop,
         )
         super().__init__(channel=channel, write_only=write_only, logger=logger)
         if json is not None:
@@ -212,6 +216,7 @@ class GeventMeshManager(ClusterApi, PubSubManager):  # type: ignore[misc]  # pyt
         if self._node.mesh is not None:
             return
         startup.watch(self)
+        self._node.read_packet = self._packets.read
         self._node.start(self._packets.codec)
         if self._emitter is not None:
             return

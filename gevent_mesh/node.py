@@ -19,6 +19,7 @@ from .errors import PayloadTooLarge
 from .net.mesh import Mesh
 from .protocol import messages
 from .protocol.messages import ClusterMessage, MessageType
+from .protocol.nodejs import ReadPacket
 from .protocol.peers import Peer
 from .routing import receivers
 from .service import Handler, Service
@@ -38,6 +39,7 @@ class Node:
         uid: 16 hex digits, new at every start.
         mesh: the running mesh; None before the start.
         is_stopped: it was stopped, and is not to join by itself.
+        read_packet: reads encoded packets of clients for Node peers; set before the start, where there may be some.
     """
 
     def __init__(self, config: MeshConfig, logger: logging.Logger, status: Callable[[], dict[str, Any]]) -> None:
@@ -46,6 +48,7 @@ class Node:
         self.mesh: Mesh | None = None
         self.is_stopped = False
         self.status = status
+        self.read_packet: ReadPacket | None = None
         self._logger = logger
         self._was_started = False
         self._warned_unstarted = False
@@ -75,7 +78,9 @@ class Node:
         if self._was_started:
             self.uid = new_uid()
         self._was_started = True
-        mesh = Mesh(self.config, uid=self.uid, codec=codec, owner=self, logger=self._logger)
+        mesh = Mesh(
+            self.config, uid=self.uid, codec=codec, owner=self, logger=self._logger, read_packet=self.read_packet
+        )
         # Set before it starts: our own listener is a gevent server too, and asks us to start again.
         self.mesh = mesh
         try:
@@ -123,7 +128,9 @@ class Node:
             PayloadTooLarge: no outbox has room for it, ever.
             PayloadNotEncodable: msgpack has no form for a value.
         """
-        message = messages.encode(kind, self.uid, namespace, data)
+        return self._sized(messages.encode(kind, self.uid, namespace, data))
+
+    def _sized(self, message: bytes) -> bytes:
         if len(message) > self.config.outbox_bytes:
             raise PayloadTooLarge(len(message), self.config.outbox_bytes)
         return message
@@ -133,17 +140,31 @@ class Node:
         if self.cluster() is not None:
             self.publish_encoded(self.encode(kind, namespace, data))
 
-    def publish_encoded(self, message: bytes) -> None:
-        """`publish` for a message of ours that is encoded."""
+    def publish_encoded(self, message: bytes, *, to_nodejs: bool = True) -> None:
+        """`publish` for a message of ours that is encoded.
+
+        Args:
+            to_nodejs: to Node.js servers as well.
+        """
         mesh = self.mesh
         if mesh is not None:
             mesh.outboxes.keep_for_newcomers(message)
-            mesh.outboxes.publish(receivers(mesh.table), message)
+            peers = [peer for peer in receivers(mesh.table) if to_nodejs or not peer.is_nodejs]
+            mesh.outboxes.publish(peers, message)
 
     def publish_to(self, peers: Sequence[Peer], kind: MessageType, namespace: str, data: dict[str, Any]) -> None:
         """Send a message to some peers. May wait for slow ones."""
         if self.mesh is not None and peers:
             self.mesh.outboxes.publish(peers, self.encode(kind, namespace, data))
+
+    def publish_encoded_to(self, peers: Sequence[Peer], message: bytes) -> None:
+        """Send what is encoded already to some peers. May wait for slow ones.
+
+        Raises:
+            PayloadTooLarge: no outbox has room for it, ever.
+        """
+        if self.mesh is not None and peers:
+            self.mesh.outboxes.publish(peers, self._sized(message))
 
     def send(self, uid: str, kind: MessageType, namespace: str, data: dict[str, Any]) -> bool:
         """Send a message to one peer. Never waits.

@@ -91,7 +91,14 @@ class Packets:
         if encoded is None:
             event: list[Any] = data["packet"]["data"]
             return event
-        codec = data.get("codec", their_codec)
+        return self.read(data.get("codec", their_codec), encoded)
+
+    def read(self, codec: str, encoded: Sequence[str | bytes]) -> list[Any]:
+        """``[event, *arguments]`` of a packet in some form.
+
+        Raises:
+            MessageError: the form is not known here.
+        """
         packet_class = self._class if codec == self.codec else _CODECS.get(codec)
         if packet_class is None:
             raise MessageError(f"an event in the form {codec!r}, which is not known here")

@@ -98,26 +98,26 @@ class Relay(Service):
             request_id = inner.data.get("requestId")
             if request_id is not None:
                 self._open_question(peer.uid, inner, request_id)
-            self._deliver(peer, number, inner, request_id)
-            self._pass_on(outer)
+            is_new = self._deliver(peer, number, inner, request_id)
+            # May wait. Node.js servers cannot tell a repeat, and most likely it is one to them as well.
+            self._node.publish_encoded(outer, to_nodejs=is_new)
         receipt.taken = max(receipt.taken, number)
         self._settle_soon()
 
-    def _pass_on(self, message: bytes) -> None:
-        """Send it to all nodes, those included that are about to be named. May wait."""
-        self._node.publish_encoded(message)
-
-    def _deliver(self, peer: Peer, number: int, message: ClusterMessage, own_question: str | None = None) -> None:
+    def _deliver(self, peer: Peer, number: int, message: ClusterMessage, own_question: str | None = None) -> bool:
         """Act on a message of an emitter, unless it is a repeat.
 
         Args:
             peer: who sent it, and gets the answers.
             own_question: the id of a question of ours that the clients of this node are to answer.
+
+        Returns:
+            Whether it was new.
         """
         # Long work gives way, and the next message may come by another way meanwhile.
         with self._turns[int(message.uid, 16) % TURNS]:
             if not self._delivered.is_new(message.uid, number, monotonic()):
-                return
+                return False
             try:
                 if own_question is not None:
                     self._acknowledgements.ask_own(message, peer.codec, partial(self._answer_own, own_question))
@@ -126,6 +126,7 @@ class Relay(Service):
             except Exception:
                 # Others may be able to handle it.
                 self._logger.exception("a %s of emitter %s could not be handled", message.type.name, message.uid)
+            return True
 
     def _refuse(self, why: str) -> None:
         if self._node.mesh is not None:
@@ -192,7 +193,7 @@ class Relay(Service):
         if mesh is None or self._requests.is_open(request_id) or self._questions >= MAX_QUESTIONS:
             return
         tell = partial(self._tell, emitter, message.nsp, request_id)
-        asked = [self._node.uid, *(peer.uid for peer in mesh.table.reachable())]
+        asked = [self._node.uid, *(peer.uid for peer in mesh.table.reachable(message.nsp))]
         deadline = monotonic() + self._node.config.callback_timeout
         request = Request(asked, [], Tally(_numbered(request_id, tell)).take, deadline, request_id=request_id)
         self._requests.open(request)

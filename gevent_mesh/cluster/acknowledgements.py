@@ -147,7 +147,7 @@ class Acknowledgements(Service):
         """
         own = self._clients.select(selection)
         mesh = self._node.mesh if publish is not None else None
-        asked = [peer.uid for peer in mesh.table.reachable()] if mesh else []
+        asked = [peer.uid for peer in mesh.table.reachable(selection.namespace)] if mesh else []
         missing = [peer.uid for peer in mesh.table.unreachable()] if mesh else []
         may_grow = mesh is not None and mesh.outboxes.awaits_roster
         us = self._node.uid

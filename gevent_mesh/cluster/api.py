@@ -144,6 +144,15 @@ class ClusterApi:
         request = self._ask_about(MessageType.LIST_ROOMS, selection, take, own, timeout)
         return _noted(rooms, request)
 
+    def server_count(self, namespace: str = "/") -> int:
+        """How many nodes serve a namespace, this one and Node.js servers included, as their last heartbeats say.
+
+        Cost: nothing is sent.
+        """
+        mesh = self._node.mesh
+        others = mesh.table.serving(namespace) if mesh is not None else []
+        return len(others) + (namespace in self._clients.namespaces())
+
     # ------------------------------------------------------------------ commands
 
     @overload

@@ -22,7 +22,7 @@ from ..clients import Clients
 from ..errors import PayloadError
 from ..net.pause import in_slices
 from ..node import Node
-from ..protocol import messages
+from ..protocol import messages, nodejs
 from ..protocol.messages import ClusterMessage, MessageType
 from ..protocol.peers import Peer
 from ..selection import Selection
@@ -91,10 +91,10 @@ class Queries(Service):
             PayloadError: the message cannot be sent; nobody has got it.
         """
         mesh = self._node.cluster()
-        peers = mesh.table.reachable() if mesh is not None else []
+        peers = mesh.table.reachable(namespace) if mesh is not None else []
         missing = mesh.table.unreachable() if mesh is not None else []
         deadline = monotonic() + timeout
-        request = Request([peer.uid for peer in peers], [peer.uid for peer in missing], take, deadline)
+        request = Request([peer.uid for peer in peers], [peer.uid for peer in missing], _taking(kind, take), deadline)
         message = self._node.encode(kind, namespace, make_data(request.id))
         self._requests.open(request)
         if mesh is not None:
@@ -146,10 +146,22 @@ class Queries(Service):
 
     def _answer_fetch(self, peer: Peer, message: ClusterMessage, sids: list[str]) -> None:
         request_id = message.data["requestId"]
+        if peer.is_nodejs:
+            self._answer_nodejs(peer, message, sids)
+            return
         for packed, more in _with_last(_pieces(self.describe(sids, message.nsp))):
             data = messages.packed_sockets(request_id, packed, more=more)
             if not self._tell(peer, MessageType.FETCH_SOCKETS_RESPONSE, message.nsp, data):
                 return
+
+    def _answer_nodejs(self, peer: Peer, message: ClusterMessage, sids: list[str]) -> None:
+        """A Node peer takes the first message for the whole answer."""
+        packed = [nodejs.repack_socket(packed) for _, packed in self.describe(sids, message.nsp)]
+        answer = nodejs.fetched_sockets(self._node.uid, message.nsp, message.data["requestId"], packed)
+        try:
+            self._node.publish_encoded_to([peer], answer)
+        except PayloadError as exc:
+            self._logger.error("an answer to %s cannot be sent: %s", peer.uid, exc)
 
     def _answer_rooms(self, peer: Peer, message: ClusterMessage, sids: list[str]) -> None:
         request_id = message.data["requestId"]
@@ -171,6 +183,11 @@ class Queries(Service):
             self._logger.error("an answer to %s cannot be sent: %s", peer.uid, exc)
             return False
         return True
+
+
+def _taking(kind: MessageType, take: Callable[[str, ClusterMessage], bool]) -> Callable[[str, ClusterMessage], bool]:
+    """Take what Node peers answer for what our own nodes would have answered."""
+    return lambda uid, message: take(uid, nodejs.as_answer(kind, message))
 
 
 def _pieces(sockets: Iterable[tuple[str, bytes]]) -> Iterator[list[bytes]]:

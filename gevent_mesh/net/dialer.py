@@ -45,7 +45,8 @@ def dial(
         address: ``ws://host:port``.
         timeout_seconds: for all of it.
         headers: sent along in the request.
-        require_mesh: refuse whoever upgrades without speaking our protocol (say, the Node package).
+        require_mesh: refuse whoever upgrades without speaking our protocol (say, the Node package); else the
+            transport tells (`Transport.speaks_mesh`).
 
     Raises:
         DialError: it did not work.
@@ -110,7 +111,7 @@ def _upgrade(transport: Transport, target: Address, headers: Mapping[str, str], 
     except (ConnectionError, LocalProtocolError, UnicodeError) as error:
         raise DialError(f"{target}: {_reason(error)}") from error
     head = _read_head(transport, target)
-    _check(_answer(handshake, head, target), target, require_mesh)
+    transport.speaks_mesh = _check(_answer(handshake, head, target), target, require_mesh)
 
 
 def _read_head(transport: Transport, target: Address) -> bytes:
@@ -137,13 +138,16 @@ def _answer(handshake: WSConnection, head: bytes, target: Address) -> Event:
         raise DialError(f"{target}: not a WebSocket answer") from error
 
 
-def _check(answer: Event, target: Address, require_mesh: bool) -> None:
+def _check(answer: Event, target: Address, require_mesh: bool) -> bool:
+    """Whether it speaks our protocol, if it is a WebSocket at all."""
     if isinstance(answer, RejectConnection):
         raise DialError(f"{target}: the upgrade was refused with HTTP status {answer.status_code}")
     if not isinstance(answer, AcceptConnection):
         raise DialError(f"{target}: not a WebSocket answer")
-    if require_mesh and (_MESH_HEADER, _MESH_VERSION) not in answer.extra_headers:
+    speaks_mesh = (_MESH_HEADER, _MESH_VERSION) in answer.extra_headers
+    if require_mesh and not speaks_mesh:
         raise DialError(f"{target}: answers WebSocket, but is not a node of this mesh (no 'Mesh-Protocol: 1')")
+    return speaks_mesh
 
 
 def _reason(error: Exception) -> str:

@@ -5,7 +5,8 @@ Rules:
 - Losing discovery says nothing about peers: while the server is away, whoever listens keeps the last roster.
 - Full-jitter backoff between tries, reset only by a roster: a server that lets us connect and then refuses us must not
   be tried without end at the fastest pace.
-- The server proves that it knows a token before its roster is believed. Our token is never sent.
+- The server proves that it knows a token before its roster is believed. Our token is never sent, except to the Node
+  package's server, where that is allowed: it knows no other way.
 - The reader greenlet owns the state; the writer greenlet owns the socket's sending side, the pings, and the judgement
   that the server has been silent for too long.
 """
@@ -25,6 +26,7 @@ from gevent.event import Event
 
 from ..errors import MeshError
 from ..protocol import discovery as wire
+from ..protocol import nodejs
 from ..protocol.membership import Backoff
 from ..protocol.websocket import FrameDecoder, Opcode, close_payload, frame, parse_close
 from .dialer import dial
@@ -70,6 +72,7 @@ class DiscoveryClient:
         on_roster: called with the url, the whole roster (address by uid, ourselves included), whether it is
             complete, and the uids that the server has just seen go, after every change. Runs in this client's greenlet
             and must not block.
+        accept_nodejs: register with the Node package's server as well; it gets our newest token in clear.
         rng: for the backoff.
 
     Attributes:
@@ -88,6 +91,7 @@ class DiscoveryClient:
         tokens: Sequence[str],
         address_for: Callable[[str], str],
         on_roster: Callable[[str, dict[str, str], bool, tuple[str, ...]], None],
+        accept_nodejs: bool = False,
         rng: random.Random | None = None,
     ) -> None:
         self.url = url
@@ -98,6 +102,8 @@ class DiscoveryClient:
         self._secret = secret
         self._role: wire.Role = "emitter" if role == "emitter" else "node"
         self._keys = wire.DiscoveryKeys(tokens)
+        self._tokens = tokens
+        self._accept_nodejs = accept_nodejs
         self._address_for = address_for
         self._on_roster = on_roster
         self._backoff = Backoff(rng or random.Random(secrets.randbits(64)), base_seconds=0.5, cap_seconds=15.0)
@@ -156,10 +162,10 @@ class DiscoveryClient:
 
     def _session(self) -> None:
         """One connection, from dialling to its end, which is always an exception."""
-        transport = dial(self.url)
+        transport = dial(self.url, require_mesh=not self._accept_nodejs)
         connection = self._connection = _Connection(transport)
         try:
-            roster = self._register(connection)
+            roster = self._register(connection) if transport.speaks_mesh else self._register_nodejs(connection)
             self._take(roster.servers, roster)
             for message in connection.messages(wire.MAX_MESSAGE_ENTRIES):
                 self._take_message(roster.servers, message)
@@ -179,6 +185,15 @@ class DiscoveryClient:
         connection.trust()
         return wire.parse_roster(next(connection.messages(wire.MAX_MESSAGE_ENTRIES)))
 
+    def _register_nodejs(self, connection: _Connection) -> wire.Roster:
+        if self._role != "node":
+            raise _Ended("it is the Node package's, which has no way to look on without being a node")
+        register = nodejs.register(self._uid, self._address_for(connection.transport.local_host), self._tokens)
+        connection.send(frame(Opcode.BINARY, register, mask=True))
+        # It proves nothing, and its first roster may be a large one.
+        connection.trust()
+        return nodejs.read_update(next(connection.messages(wire.MAX_MESSAGE_ENTRIES)))
+
     def _answer(self, challenge: wire.Challenge, local_host: str) -> wire.Register:
         address = self._address_for(local_host) if self._role == "node" else ""
         nonce = secrets.token_bytes(wire.NONCE_BYTES)
@@ -193,10 +208,14 @@ class DiscoveryClient:
             servers.update(delta.added)
             self._take(servers, delta)
         elif message["type"] == "roster":
-            roster = wire.parse_roster(message)
-            servers.clear()
-            servers.update(roster.servers)
-            self._take(servers, roster)
+            self._take_roster(servers, wire.parse_roster(message))
+        elif message["type"] == "update" and self._accept_nodejs:
+            self._take_roster(servers, nodejs.read_update(message))
+
+    def _take_roster(self, servers: dict[str, str], roster: wire.Roster) -> None:
+        servers.clear()
+        servers.update(roster.servers)
+        self._take(servers, roster)
 
     def _take(self, servers: dict[str, str], news: wire.Roster | wire.Delta) -> None:
         if news.malformed:

@@ -1,4 +1,4 @@
-"""One link: the greenlets that drive a `LinkProtocol` over a transport.
+"""One link: the greenlets that drive a link's protocol over a transport.
 
 Rules:
 
@@ -22,7 +22,7 @@ from gevent.event import Event as GeventEvent
 
 from ..errors import HandshakeError, RemoteError
 from ..protocol.frames import Refusal
-from ..protocol.link import Claimed, Event, Identity, Left, LinkProtocol, Lost, Phase, Proven, Status
+from ..protocol.link import AnyLinkProtocol, Claimed, Event, Identity, Left, Lost, Phase, Proven, Status
 from ..protocol.messages import ClusterMessage
 from ..protocol.peers import Peer
 from .listener import StrangerTicket
@@ -72,7 +72,7 @@ class Link:
         owner: who is told.
     """
 
-    def __init__(self, transport: Transport, protocol: LinkProtocol, owner: LinkOwner) -> None:
+    def __init__(self, transport: Transport, protocol: AnyLinkProtocol, owner: LinkOwner) -> None:
         self.transport = transport
         self.protocol = protocol
         self.peer: Peer | None = None
@@ -90,6 +90,11 @@ class Link:
 
     def __repr__(self) -> str:
         return f"<Link {self.protocol!r} {self.transport.peer_address}>"
+
+    @property
+    def reason(self) -> str:
+        """Why it is over."""
+        return self._reason or "it was closed"
 
     # ------------------------------------------------------------------ for others
 

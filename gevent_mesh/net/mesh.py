@@ -25,9 +25,10 @@ from ..errors import DialError, HandshakeError, StartError
 from ..protocol.address import format_host_port, is_loopback
 from ..protocol.frames import NONCE_BYTES, Refusal, Role, is_uid
 from ..protocol.handshake import Keys
-from ..protocol.link import Identity, Left, LinkProtocol, Lost, Phase, Status
+from ..protocol.link import AnyLinkProtocol, Identity, Left, LinkProtocol, Lost, Phase, Status
 from ..protocol.membership import Change, PeerState
 from ..protocol.messages import ClusterMessage
+from ..protocol.nodejs import HELLO_SECONDS, NodejsLinkProtocol, ReadPacket, Translator
 from ..protocol.peers import Peer, PeerTable
 from .dialer import dial
 from .discovery import DiscoveryClient
@@ -94,6 +95,7 @@ class Mesh:
         codec: the form of the packets that clients get here.
         owner: who is told what happens.
         logger: where to report.
+        read_packet: reads encoded packets of clients for Node peers, who get plain values.
     """
 
     def __init__(
@@ -104,6 +106,7 @@ class Mesh:
         codec: str,
         owner: MeshOwner,
         logger: logging.Logger,
+        read_packet: ReadPacket | None = None,
     ) -> None:
         self.config = config
         self.uid = uid
@@ -121,6 +124,10 @@ class Mesh:
         self._owner = owner
         self._logger = logger
         self._keys = Keys(config.tokens)
+        self._told_not_for_nodejs = -math.inf
+        self._translator: Translator | None = None
+        if config.node_interop and read_packet is not None:
+            self._translator = Translator(uid, read_packet, self._not_for_nodejs)
         self._links: dict[str, Link] = {}
         self.outboxes = Outboxes(self.table, self._links, config, self.counters, logger)
         self._dialled: dict[str, Link] = {}
@@ -144,7 +151,10 @@ class Mesh:
         """
         if self.config.discovery:
             self._listener = Listener(
-                self.config.host, self.config.port, on_websocket=self._accept, require_mesh_header=True
+                self.config.host,
+                self.config.port,
+                on_websocket=self._accept,
+                require_mesh_header=self._translator is None,
             )
             try:
                 self._listener.start()
@@ -164,6 +174,7 @@ class Mesh:
                 tokens=self.config.tokens,
                 address_for=self._address_for,
                 on_roster=self._take_roster,
+                accept_nodejs=self._translator is not None,
             )
             for url in self.config.discovery
         ]
@@ -331,10 +342,31 @@ class Mesh:
             **options,
         )
 
+    def _nodejs_protocol(self, translator: Translator, target: str | None = None) -> NodejsLinkProtocol:
+        return NodejsLinkProtocol(
+            self._identity(),
+            self.config.tokens,
+            translator,
+            namespaces=lambda: self._owner.status().get("namespaces", ()),
+            now=monotonic(),
+            target=target,
+            heartbeat_interval=self.config.heartbeat_interval,
+            heartbeat_timeout=self.config.heartbeat_timeout,
+        )
+
+    def _not_for_nodejs(self, reason: str) -> None:
+        self.counters.not_for_nodejs += 1
+        now = monotonic()
+        if now - self._told_not_for_nodejs > SAME_FAILURE_SECONDS:
+            self._told_not_for_nodejs = now
+            self._logger.warning("a message cannot go to Node.js peers: %s", reason)
+
     def _dial(self, peer: Peer) -> None:
         error: Exception | None = None
         try:
-            transport = dial(peer.member.address, timeout_seconds=HANDSHAKE_SECONDS)
+            # A Node peer is sent the token: never whoever has come to the address of a node that needs none.
+            require_mesh = self._translator is None or peer.has_proved_itself
+            transport = dial(peer.member.address, timeout_seconds=HANDSHAKE_SECONDS, require_mesh=require_mesh)
         except DialError as exc:
             error = exc
         else:
@@ -351,25 +383,38 @@ class Mesh:
         return not self._stopping and peer.dialing and peer.link is None and self.table.get(peer.uid) is peer
 
     def _run_dialled(self, peer: Peer, transport: Transport) -> Exception | None:
-        protocol = self._protocol(target=peer.uid, session=peer.session.state())
+        protocol: AnyLinkProtocol
+        seconds = HANDSHAKE_SECONDS
+        if transport.speaks_mesh or self._translator is None:
+            protocol = self._protocol(target=peer.uid, session=peer.session.state())
+        else:
+            protocol, seconds = self._nodejs_protocol(self._translator, peer.uid), HELLO_SECONDS
         self.table.dial_said_hello(peer, protocol)
         link = Link(transport, protocol, self)
         self._dialled[peer.uid] = link
-        deadline = gevent.spawn_later(HANDSHAKE_SECONDS, self._expire, link)
+        deadline = gevent.spawn_later(seconds, self._expire, link, seconds)
         try:
             self._run(link)
         finally:
             deadline.kill(block=False)
             if self._dialled.get(peer.uid) is link:
                 del self._dialled[peer.uid]
+        if link.error is None and link.peer is None and not transport.speaks_mesh:
+            # Node peers do not say why they refuse somebody.
+            return DialError(f"a Node.js server that does not take us ({link.reason}): is the auth token the same?")
         return link.error
 
-    def _expire(self, link: Link) -> None:
+    def _expire(self, link: Link, seconds: float) -> None:
         if link.peer is None:
-            link.cut(f"no handshake within {HANDSHAKE_SECONDS:.0f} s")
+            link.cut(f"no handshake within {seconds:.0f} s")
 
     def _accept(self, transport: Transport, ticket: StrangerTicket) -> None:
-        link = Link(transport, self._protocol(), self)
+        protocol: AnyLinkProtocol
+        if ticket.speaks_mesh or self._translator is None:
+            protocol = self._protocol()
+        else:
+            protocol = self._nodejs_protocol(self._translator)
+        link = Link(transport, protocol, self)
         link.ticket = ticket
         self._run(link)
         if link.peer is None and link.error is not None:

@@ -51,6 +51,7 @@ class Counters:
     spoofed: int = 0
     undecodable: int = 0
     before_roster_dropped: int = 0
+    not_for_nodejs: int = 0
 
 
 class Outboxes:

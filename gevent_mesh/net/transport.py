@@ -47,6 +47,7 @@ class Transport:
         is_client: we dialled, so our frames are the masked ones.
         peer_address: ``host:port`` of the other end, for people.
         local_host: our own IP address as the other end sees it.
+        speaks_mesh: where we dialled: the other end has answered ``Mesh-Protocol: 1``.
     """
 
     def __init__(self, sock: socket.socket, *, is_client: bool) -> None:
@@ -56,6 +57,7 @@ class Transport:
         self._read_bytes = _SMALL_READ_BYTES
         self._ended = False
         self._sent_bytes = 0
+        self.speaks_mesh = False
         self.peer_address, self.local_host = _names(sock)
         with contextlib.suppress(OSError):
             # Frames are coalesced by their writer; Nagle's wait for a full segment would only be on top of that.

@@ -18,7 +18,7 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum, auto
-from typing import Any
+from typing import Any, Protocol
 
 import msgpack
 
@@ -47,6 +47,10 @@ from .websocket import FrameDecoder, Opcode, close_payload, frame, frame_header
 
 __all__ = [
     "BATCH_BYTES",
+    "LOOK_UP_EVERY",
+    "MAX_PENDING_PONGS",
+    "STALL_SECONDS",
+    "AnyLinkProtocol",
     "Claimed",
     "Dropped",
     "Event",
@@ -77,6 +81,7 @@ class Identity:
 
     Attributes:
         codec: names the form of the packets that its clients get; equal codecs exchange encoded packets.
+        is_nodejs: it is a Node.js server (see `gevent_mesh.protocol.nodejs`).
     """
 
     uid: str
@@ -84,6 +89,7 @@ class Identity:
     role: Role = Role.NODE
     channel: str = "socketio"
     codec: str = "json"
+    is_nodejs: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +146,40 @@ class Phase(Enum):
     PROVEN = auto()
     UP = auto()
     CLOSED = auto()
+
+
+class AnyLinkProtocol(Protocol):
+    """What drivers and the table of peers need of one side of a link, whoever the peer is; see `LinkProtocol`."""
+
+    peer: Identity | None
+    phase: Phase
+    hello_at: float
+    is_dialer: bool
+    round_trip_seconds: float | None
+    spoofed: int
+    undecodable: int
+
+    @property
+    def has_outgoing(self) -> bool: ...
+
+    @property
+    def heard_at(self) -> float: ...
+
+    def accept(self, session: Session, now: float) -> None: ...
+
+    def refuse(self, code: Refusal, reason: str) -> None: ...
+
+    def close(self) -> None: ...
+
+    def outgoing(self) -> bytes: ...
+
+    def request_ack(self) -> None: ...
+
+    def next_tick(self) -> float: ...
+
+    def tick(self, now: float, status: dict[str, Any]) -> bool: ...
+
+    def receive(self, data: bytes, now: float) -> Iterator[Event]: ...
 
 
 class LinkProtocol:

@@ -25,7 +25,7 @@ from dataclasses import dataclass, field
 
 from ..errors import HandshakeError
 from .frames import STREAM_BYTES, Refusal, Role
-from .link import Identity, LinkProtocol
+from .link import AnyLinkProtocol, Identity
 from .membership import Backoff, Change, Member, Membership, PeerState, dials
 from .session import Session
 
@@ -39,6 +39,7 @@ class Peer:
     Attributes:
         member: its state and address.
         receives_events: False for an emitter, which serves no clients.
+        is_nodejs: it is a Node.js server, as of its last link (see `gevent_mesh.protocol.nodejs`).
         codec: the form of the packets that its clients get; empty until it has been linked.
         link: the link that is up, if any.
         linked_at: when the last link came up.
@@ -57,17 +58,27 @@ class Peer:
     session: Session
     backoff: Backoff
     receives_events: bool = True
+    is_nodejs: bool = False
     codec: str = ""
-    link: LinkProtocol | None = None
+    link: AnyLinkProtocol | None = None
     linked_at: float = -math.inf
     dialing: bool = False
-    dial: LinkProtocol | None = None
+    dial: AnyLinkProtocol | None = None
     dial_not_before: float = 0.0
     clients: int | None = None
     namespaces: frozenset[str] = frozenset()
     present: bool = True
     heard_at: float = -math.inf
     sent_lost_reported: int = 0
+
+    @property
+    def has_proved_itself(self) -> bool:
+        """Whether it has been linked as a node of ours. Then it never is a Node peer, whoever says so."""
+        return self.linked_at > -math.inf and not self.is_nodejs
+
+    def answers(self, namespace: str) -> bool:
+        """Whether it answers questions about a namespace. A Node peer is silent about those that it does not serve."""
+        return not self.is_nodejs or namespace in self.namespaces
 
     @property
     def is_emitter(self) -> bool:
@@ -155,9 +166,17 @@ class PeerTable:
 
     # ------------------------------------------------------------------ presence
 
-    def reachable(self) -> list[Peer]:
-        """The present peers that serve clients: those that a request goes to, and waits for."""
-        return [peer for peer in self._peers.values() if peer.present and peer.receives_events]
+    def reachable(self, namespace: str | None = None) -> list[Peer]:
+        """The present peers that serve clients: those that a request about a namespace goes to, and waits for."""
+        return [
+            peer
+            for peer in self._peers.values()
+            if peer.present and peer.receives_events and (namespace is None or peer.answers(namespace))
+        ]
+
+    def serving(self, namespace: str) -> list[Peer]:
+        """The present peers whose last heartbeat names a namespace."""
+        return [peer for peer in self._peers.values() if peer.present and namespace in peer.namespaces]
 
     def unreachable(self) -> list[Peer]:
         """Peers that some roster names and that are not present: part of the cluster, and no use to wait for."""
@@ -211,7 +230,7 @@ class PeerTable:
         """We are going to connect to this peer's address."""
         peer.dialing, peer.dial = True, None
 
-    def dial_said_hello(self, peer: Peer, link: LinkProtocol) -> None:
+    def dial_said_hello(self, peer: Peer, link: AnyLinkProtocol) -> None:
         """The connection stands and our HELLO is on its way."""
         peer.dial = link
 
@@ -232,12 +251,13 @@ class PeerTable:
         if peer is not None and peer.dial is not None and dials(self.uid, uid):
             raise HandshakeError(Refusal.DUPLICATE, "this pair is being linked from the other side")
 
-    def check_proven(self, link: LinkProtocol, uid: str) -> None:
+    def check_proven(self, link: AnyLinkProtocol, uid: str) -> None:
         """The other side of `link` has proved to be `uid`.
 
         Raises:
             HandshakeError: another link of the pair comes first, or has come up since the dialer's HELLO; or an
-                emitter pretends to be a node.
+                emitter pretends to be a node; or it says that it is a Node peer, which proves little, and we know it
+                for a node of ours.
         """
         peer = self._peers.get(uid)
         self._check_role(link, peer)
@@ -247,13 +267,17 @@ class PeerTable:
         if peer is not None and peer.linked_at >= link.hello_at:
             raise HandshakeError(Refusal.DUPLICATE, "this pair has been linked meanwhile")
 
-    def _check_role(self, link: LinkProtocol, peer: Peer | None) -> None:
+    def _check_role(self, link: AnyLinkProtocol, peer: Peer | None) -> None:
         """An emitter is dialled by nobody, and cannot have the uid of a node that we know of."""
-        is_emitter = link.peer is not None and link.peer.role is Role.EMITTER
+        if link.peer is None:
+            return
+        if peer is not None and peer.has_proved_itself and link.peer.is_nodejs:
+            raise HandshakeError(Refusal.PROTOCOL, "this uid belongs to a node that is no Node.js server")
+        is_emitter = link.peer.role is Role.EMITTER
         if is_emitter and (link.is_dialer or (peer is not None and not peer.is_emitter)):
             raise HandshakeError(Refusal.PROTOCOL, "an emitter cannot take the place of a node")
 
-    def link_up(self, link: LinkProtocol, identity: Identity, now: float) -> tuple[Peer, list[Change]]:
+    def link_up(self, link: AnyLinkProtocol, identity: Identity, now: float) -> tuple[Peer, list[Change]]:
         """A proven peer has a link; the former one, if any, has been taken down.
 
         Raises:
@@ -264,6 +288,7 @@ class PeerTable:
         if peer.link is not None:
             raise RuntimeError(f"{identity.uid} still has a link")
         peer.receives_events, peer.codec = identity.role is Role.NODE, identity.codec
+        peer.is_nodejs = identity.is_nodejs
         try:
             link.accept(peer.session, now)
         except Exception:
@@ -276,7 +301,7 @@ class PeerTable:
         peer.backoff.reset()
         return peer, changes
 
-    def link_down(self, link: LinkProtocol, now: float) -> list[Change]:
+    def link_down(self, link: AnyLinkProtocol, now: float) -> list[Change]:
         """A link's reader has ended. Nothing happens if the link was not, or is no longer, the peer's."""
         peer = None if link.peer is None else self._peers.get(link.peer.uid)
         if peer is None or peer.link is not link:

@@ -118,6 +118,7 @@ class Control:
         self._noted: list[list[Any]] = []
         self._watching: gevent.Greenlet | None = None
         manager.on("who", lambda: manager.uid)
+        manager.on("add", lambda a, b: a + b)
         manager.on("wait", lambda seconds: gevent.sleep(seconds) or manager.uid)
         manager.on("fail", lambda: 1 // 0, namespace="/other")
         manager.on("note", lambda *arguments: self._noted.append(list(arguments)))
@@ -249,6 +250,13 @@ class Control:
         size = result if isinstance(result, int) else len(result)
         return {"seconds": seconds, "longest_gap": gap, "size": size, "missing": list(result.missing_nodes)}
 
+    def break_links(self) -> None:
+        """Cut the connections to all peers."""
+        mesh = self._manager.mesh
+        assert mesh is not None
+        for link in list(mesh._links.values()):
+            link.cut("a test")
+
     def server_events(self) -> list[list[Any]]:
         """The arguments of the server-side event "note" that came here, in order."""
         return self._noted
@@ -356,6 +364,7 @@ def _plain(result: Any) -> Any:
                 "data": socket.data,
                 "address": socket.handshake.address,
                 "query": socket.handshake.query,
+                "time": socket.handshake.time,
                 "auth": socket.handshake.auth,
             }
             for socket in result

@@ -13,13 +13,15 @@ import pytest
 from socketio.exceptions import ConnectionError
 
 from tests.integration.clients import Client
+from tests.integration.nodejs_peer import NodejsPeer
 from tests.integration.page import python_of
 from tests.integration.processes import ROOT, Discovery, Fleet, Page, linked
+from tests.protocol.recorded import cluster_message
 from tests.support import eventually
 
 pytestmark = pytest.mark.integration
 
-RUN = {"README.md", "docs/cluster.md", "docs/emitters.md", "docs/presence.md"}
+RUN = {"README.md", "docs/cluster.md", "docs/emitters.md", "docs/nodejs.md", "docs/presence.md"}
 """The pages with Python: each is run by a test of this module."""
 
 
@@ -168,6 +170,20 @@ def test_emitters(ships: Fleet, discovery: Discovery, clients: list[Client]) -> 
         assert client.wait_for("picture") == [(b"\x89PNG...",)]
         assert client.wait_for("last words") == [(1,)]
         assert client.wait_for("question") == [("Tea?",)]
+
+
+@pytest.mark.parametrize("pages", ["docs/nodejs.md"], indirect=True)
+def test_node_servers(pages: list[Page], clients: list[Client], discovery: Discovery) -> None:
+    clients += [Client(page.url) for page in pages]
+    peer = NodejsPeer(discovery.url, "f" * 16)
+    peer.sockets = cluster_message("mesh/FETCH_SOCKETS_RESPONSE", "fetch-all")["data"]["sockets"]
+    for page in pages:
+        eventually(lambda page=page: ask(page, "/servers")["servers"] == 3)  # type: ignore[misc]  # bound now
+        assert ask(page, "/servers") == {"servers": 3, "clients": 2 + len(peer.sockets)}
+    peer.leave()
+    for page in pages:
+        eventually(lambda page=page: ask(page, "/servers") == {"servers": 2, "clients": 2})  # type: ignore[misc]  # bound now
+    assert peer.faults == []
 
 
 def test_pages_are_named_by_their_links() -> None:

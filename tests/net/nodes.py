@@ -82,6 +82,7 @@ class Member:
             codec=codec,
             owner=self,
             logger=logging.getLogger("tests.mesh"),
+            read_packet=lambda _codec, encoded: json.loads(encoded[0][1:]),
         )
         if starts:
             self.mesh.start()

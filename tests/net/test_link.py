@@ -419,6 +419,7 @@ def test_what_a_stranger_sends_ends_the_link_and_is_no_error_of_ours(
 def test_frames_may_be_large_only_after_the_handshake(connect: Connect) -> None:
     dialer, listener = connect()
     for side in (dialer, listener):
+        assert isinstance(side.link.protocol, LinkProtocol)
         assert side.link.protocol._decoder.max_payload_bytes == MAX_FRAME_BYTES
     dialer.link.transport.send(frame_header(Opcode.BINARY, MAX_FRAME_BYTES + 1, mask=True))
     assert "1009" in listener.ends()

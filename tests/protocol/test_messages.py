@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import msgpack
@@ -16,11 +14,16 @@ from gevent_mesh.errors import MessageError, PayloadNotEncodable
 from gevent_mesh.protocol import messages
 from gevent_mesh.protocol.messages import OWN_TYPES_FROM, ClusterMessage, MessageType, encode, parse
 from gevent_mesh.protocol.presence_messages import presence_delta, presence_piece, presence_version, presence_wanted
+from tests.protocol.recorded import RECORDED
 
 UID = "00000000000000aa"
 OPTS = messages.options(["room"], ["sid"])
 PACKET = {"type": 2, "data": ["event", 1]}
-VECTORS = json.loads((Path(__file__).parent / "vectors.json").read_text())
+FRAMES = [
+    (entry["name"].removeprefix("mesh/"), entry["frame_hex"])
+    for entry in RECORDED
+    if entry.get("frame_hex", "").startswith("01")
+]
 
 
 def message(kind: object, data: object = None) -> dict[str, Any]:
@@ -400,13 +403,11 @@ def test_a_structure_without_end_is_refused() -> None:
 # ---------------------------------------------------------------------- Node servers
 
 
-@pytest.mark.parametrize("vector", VECTORS, ids=lambda vector: f"{vector['name']} {vector['direction']}")
-def test_recorded_messages_of_node_servers_are_understood(vector: dict[str, str]) -> None:
-    data = bytes.fromhex(vector["hex"])
-    assert data[0] == 0x01
-    value = msgpack.unpackb(data[1:], strict_map_key=False)
+@pytest.mark.parametrize(("name", "frame"), FRAMES)
+def test_recorded_messages_of_node_servers_are_understood(name: str, frame: str) -> None:
+    value = msgpack.unpackb(bytes.fromhex(frame)[1:], strict_map_key=False)
     found = parse(value)
-    assert found.type.name == vector["name"]
+    assert found.type.name == name
     assert (found.uid, found.nsp) == (value["uid"], value["nsp"])
 
 
