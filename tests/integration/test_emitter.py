@@ -15,6 +15,7 @@ import gevent
 import pytest
 
 from tests.integration.clients import Client, clients_closed
+from tests.integration.nodejs_peer import NodejsPeer
 from tests.integration.processes import Discovery, Fleet, Node, Process, fleet, linked
 from tests.support import eventually
 
@@ -424,3 +425,19 @@ class TestSurroundings:
             for name in sent:
                 client.wait_for_number(name, 1000, 30)
             assert client.checker.report(sent).is_perfect
+
+
+def test_node_servers_hear_of_events_from_outside_once(ships: Fleet) -> None:
+    discovery = ships.discovery()
+    nodes = ships.nodes(2, discovery, node_interop=True, **QUICK)
+    linked(nodes)
+    peer = NodejsPeer(discovery.url, "f" * 16)
+    for node in nodes:
+        eventually(lambda node=node: peer.uid in node.links(), 10)  # type: ignore[misc]  # bound now
+    emitter = start_emitting(ships, discovery, threads=1, count=300, pause=0.002)
+    emitter.wait_for(r"^done$", 60)
+    eventually(lambda: len(peer.received(3)) >= 300)
+    events = [message["data"]["packet"]["data"] for message in peer.received(3)]
+    assert events == [["tick", "thread 0", number] for number in range(1, 301)]
+    peer.leave()
+    assert peer.faults == []
