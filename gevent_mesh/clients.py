@@ -10,7 +10,7 @@ Rules:
 from __future__ import annotations
 
 import time
-from collections.abc import Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 from typing import Any
 from urllib.parse import parse_qsl
 
@@ -178,13 +178,12 @@ class Clients:
             ValueError: a room is the sid of some other client.
         """
         rooms = list(rooms)
-        count = 0
-        for sid in in_slices(sids):
-            if self.is_ours(sid, namespace):
-                count += 1
-                for room in rooms:
-                    Manager.enter_room(self._manager, sid, namespace, room)
-        return count
+
+        def enter(sid: str) -> None:
+            for room in rooms:
+                Manager.enter_room(self._manager, sid, namespace, room)
+
+        return self._each(sids, namespace, enter)
 
     def leave(self, sids: Iterable[str], namespace: str, rooms: Iterable[Hashable]) -> int:
         """Take clients out of rooms; out of their own they do not go, they would not be reached by their sid any more.
@@ -193,13 +192,21 @@ class Clients:
             How many of them were still there.
         """
         rooms = list(rooms)
+
+        def leave(sid: str) -> None:
+            for room in rooms:
+                if room != sid:
+                    Manager.leave_room(self._manager, sid, namespace, room)
+
+        return self._each(sids, namespace, leave)
+
+    def _each(self, sids: Iterable[str], namespace: str, do: Callable[[str], None]) -> int:
+        """Do something to each client that is still there; how many there were."""
         count = 0
         for sid in in_slices(sids):
             if self.is_ours(sid, namespace):
                 count += 1
-                for room in rooms:
-                    if room != sid:
-                        Manager.leave_room(self._manager, sid, namespace, room)
+                do(sid)
         return count
 
     def disconnect(self, sids: Iterable[str], namespace: str, *, close: bool = False) -> int:

@@ -118,7 +118,7 @@ class Node:
         if self.mesh is None and not self._warned_unstarted:
             self._warned_unstarted = True
             state = "after stop()" if self.is_stopped else "before this process serves"
-            self._logger.warning("emitted %s: other nodes do not get it; call start() first if they should", state)
+            self._logger.warning("used %s: other nodes take no part in it; call start() first if they should", state)
         return self.mesh
 
     def encode(self, kind: MessageType, namespace: str, data: dict[str, Any]) -> bytes:

@@ -11,12 +11,9 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, overload
+from typing import Any, Protocol, overload
 
 from ..protocol import messages
-
-if TYPE_CHECKING:
-    from .api import ClusterApi
 
 __all__ = [
     "ClientAnswers",
@@ -84,6 +81,18 @@ class Handshake:
         )
 
 
+class _Mesh(Protocol):
+    """What a `RemoteSocket` acts through."""
+
+    def emit(self, event: str, data: Any, namespace: str | None = None, room: Any = None) -> None: ...
+
+    def sockets_join(self, rooms: Any, room: Any = None, *, namespace: str = "/") -> object: ...
+
+    def sockets_leave(self, rooms: Any, room: Any = None, *, namespace: str = "/") -> object: ...
+
+    def disconnect_sockets(self, room: Any = None, *, namespace: str = "/", close: bool = False) -> object: ...
+
+
 class RemoteSocket:
     """A client of any node, as it was when it was fetched. Equal to another one that stands for the same client.
 
@@ -95,7 +104,7 @@ class RemoteSocket:
 
     __slots__ = ("_mesh", "_packed", "_told", "namespace", "node", "sid")
 
-    def __init__(self, mesh: ClusterApi, sid: str, namespace: str, node: str, packed: bytes) -> None:
+    def __init__(self, mesh: _Mesh, sid: str, namespace: str, node: str, packed: bytes) -> None:
         self.sid = sid
         self.namespace = namespace
         self.node = node
@@ -161,7 +170,7 @@ class SocketList(Sequence[RemoteSocket], Outcome):
     milliseconds.
     """
 
-    def __init__(self, mesh: ClusterApi, namespace: str) -> None:
+    def __init__(self, mesh: _Mesh, namespace: str) -> None:
         self._mesh = mesh
         self._namespace = namespace
         self._told: list[tuple[str, str, bytes]] = []
