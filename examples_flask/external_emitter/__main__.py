@@ -1,10 +1,11 @@
-"""All of it with one command: `python -m gevent_mesh_examples.external_emitter [FIRST_PORT]`.
+"""All of it with one command: `python -m gevent_mesh_examples.external_emitter [--port FIRST]`.
 
 Starts a discovery service and two servers of the chat as children, and the worker again and again, until Ctrl-C.
 """
 
 from __future__ import annotations
 
+import argparse
 import os
 import signal
 import subprocess
@@ -35,13 +36,17 @@ def work(discovery: str) -> None:
 
 
 def main() -> int:
-    first_port = int(sys.argv[1]) if len(sys.argv) > 1 else 5000
+    parser = argparse.ArgumentParser(
+        description="A chat on two servers, and a worker outside of them that talks in it."
+    )
+    parser.add_argument("--port", type=int, default=5000, help="of the first server, the other follows; 0: any")
+    options = parser.parse_args()
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
     children: list[Child] = []
     try:
-        discovery, urls = start(first_port, children)
+        discovery, urls = start(options.port, children)
         for url in urls:
             print(f"join the room 'lobby' of the chat: {url}", flush=True)
         while not stop.is_set():

@@ -1,10 +1,11 @@
-"""All of it with one command: `python -m gevent_mesh_examples.presence.several [COUNT] [FIRST_PORT]`.
+"""All of it with one command: `python -m gevent_mesh_examples.presence.several [--servers N] [--port FIRST]`.
 
 Starts a discovery service and some servers as children, names their pages, and ends them on Ctrl-C.
 """
 
 from __future__ import annotations
 
+import argparse
 import os
 import signal
 import sys
@@ -13,6 +14,7 @@ import threading
 from gevent_mesh.demo.processes import Child, DemoError
 
 SECONDS = 20.0
+MAX_SERVERS = 16
 
 
 def start(count: int, first_port: int, children: list[Child]) -> list[str]:
@@ -29,14 +31,16 @@ def start(count: int, first_port: int, children: list[Child]) -> list[str]:
 
 
 def main() -> int:
-    count = int(sys.argv[1]) if len(sys.argv) > 1 else 3
-    first_port = int(sys.argv[2]) if len(sys.argv) > 2 else 5000
+    parser = argparse.ArgumentParser(prog="several", description="Who is online, on several servers of this machine.")
+    parser.add_argument("--servers", type=int, choices=range(1, MAX_SERVERS + 1), metavar="N", default=3)
+    parser.add_argument("--port", type=int, default=5000, help="of the first server, the others follow; 0: any")
+    options = parser.parse_args()
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
     children: list[Child] = []
     try:
-        for url in start(count, first_port, children):
+        for url in start(options.servers, options.port, children):
             print(f"who is online: {url}", flush=True)
         stop.wait()
     except DemoError as error:

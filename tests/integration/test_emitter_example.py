@@ -34,7 +34,7 @@ def member_of(url: str, room: str) -> Client:
 
 
 def test_all_of_it_with_one_command(clients: list[Client]) -> None:
-    with running([sys.executable, "-m", "gevent_mesh_examples.external_emitter", "0"]) as program:
+    with running([sys.executable, "-m", "gevent_mesh_examples.external_emitter", "--port", "0"]) as program:
         program.wait_for(r"(?s)lobby.*lobby.*http://\S+\n")
         clients += [member_of(url, "lobby") for url in re.findall(r"http://[\d.:]+", program.output)]
         assert len(clients) == 2

@@ -143,7 +143,9 @@ def test_a_signal_ends_it_cleanly(number: int) -> None:
 
 
 def test_one_command_starts_all_and_ends_all() -> None:
-    with running([sys.executable, "-m", "gevent_mesh_examples.presence.several", "2", "0"]) as program:
+    with running(
+        [sys.executable, "-m", "gevent_mesh_examples.presence.several", "--servers", "2", "--port", "0"]
+    ) as program:
         program.wait_for(r"(?s)online: \S+.*online: \S+")
         one, two = re.findall(r"online: (\S+)", program.output)
         children = psutil.Process(program.process.pid).children(recursive=True)
