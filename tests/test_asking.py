@@ -286,7 +286,9 @@ class TestFaults:
         for command in commands:
             unknown(command)
         assert len(courier_of(emitter).questions) == 0
-        assert nodes[0].server.rooms(fetched[0].sid) != []
+        # Nobody was put into a room, or disconnected, by a command that was asked again.
+        assert whole(emitter.list_rooms()) == {}
+        assert whole(emitter.count_sockets()) == 3
 
     def test_a_node_that_stops_in_the_middle_is_replaced(
         self, nodes: list[PaperNode], emitter: GeventMeshManager, monkeypatch: pytest.MonkeyPatch
