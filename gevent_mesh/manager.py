@@ -79,7 +79,7 @@ class GeventMeshManager(ClusterApi, PubSubManager):  # type: ignore[misc]  # pyt
             first. Default: ``MESH_AUTH_TOKEN``, comma-separated.
         allow_anonymous: listen beyond this machine without a token.
         channel: nodes of different channels do not link.
-        write_only: publish from a process that serves no clients.
+        write_only: publish and ask from a process that serves no clients.
         logger: where to report; default: the logger ``gevent_mesh``.
         json: like python-socketio's own managers: the JSON module of a write-only manager.
         callback_timeout: seconds after which callbacks of clients on other nodes are freed.
