@@ -4,7 +4,7 @@ The map, from the outside in; imports point downwards only::
 
     manager.py      GeventMeshManager: the seam to python-socketio
     node.py         this process as a member of the mesh; service.py: a part of it
-    emitter/        the same for a process that publishes and serves no clients; relay.py: what a node does for it
+    emitter/        the same for a process that serves no clients; relay.py, asking.py: what a node does for it
     cluster/        questions to all nodes and their answers
     presence.py     who is online, on all nodes
     commands.py     what other nodes have our clients do

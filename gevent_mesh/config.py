@@ -38,7 +38,7 @@ class MeshConfig:
         resume_window: seconds that a peer may be away without losing anything. Longer keeps more in memory.
         tokens: shared secrets, newest first.
         channel: nodes of different channels do not link, even through the same discovery.
-        write_only: this process publishes and serves no clients.
+        write_only: this process publishes and asks, and serves no clients.
         callback_timeout: seconds after which a callback that some clients never answered is freed.
         node_interop: link to Node.js servers as well. They are sent the token in clear, and promise less.
     """

@@ -21,6 +21,7 @@ from socketio.manager import Manager
 from socketio.pubsub_manager import PubSubManager
 
 from . import startup, testclient
+from .asking import Asking
 from .clients import Clients
 from .cluster.acknowledgements import Acknowledgements, Tally, in_greenlets
 from .cluster.api import ClusterApi
@@ -29,8 +30,8 @@ from .cluster.queries import Queries
 from .cluster.requests import Request, Requests
 from .commands import Commands
 from .config import MeshConfig
-from .emitter import Emitter
-from .errors import ConfigError
+from .emitter import Emitter, EmitterQueries
+from .errors import ConfigError, PayloadNotEncodable
 from .net.mesh import Mesh, PeerInfo
 from .node import Node
 from .packets import Packets, arguments_of
@@ -78,7 +79,7 @@ class GeventMeshManager(ClusterApi, PubSubManager):  # type: ignore[misc]  # pyt
             first. Default: ``MESH_AUTH_TOKEN``, comma-separated.
         allow_anonymous: listen beyond this machine without a token.
         channel: nodes of different channels do not link.
-        write_only: publish from a process that serves no clients.
+        write_only: publish and ask from a process that serves no clients.
         logger: where to report; default: the logger ``gevent_mesh``.
         json: like python-socketio's own managers: the JSON module of a write-only manager.
         callback_timeout: seconds after which callbacks of clients on other nodes are freed.
@@ -147,13 +148,20 @@ class GeventMeshManager(ClusterApi, PubSubManager):  # type: ignore[misc]  # pyt
             return self._packets
 
         self._acknowledgements = Acknowledgements(node, clients, packets, self._requests, self, logger)
-        self._queries = Queries(node, clients, self._requests, logger)
+        self._queries = self._make_queries()
         self._server_events = ServerEvents(node, self._requests, logger)
         self._presence = PresenceService(node, clients, logger)
         commands = Commands(node, clients, packets, self._acknowledgements, logger)
         self._relay = Relay(node, self._requests, self._acknowledgements, logger)
         questions = (self._acknowledgements, self._queries, self._server_events)
-        node.add(commands, *questions, self._presence, self._relay)
+        self._asking = Asking(node, self, self._server_events, packets, logger)
+        node.add(commands, *questions, self._presence, self._relay, self._asking)
+
+    def _make_queries(self) -> Queries:
+        emitter, clients, requests, logger = self._emitter, self._clients, self._requests, self._mesh_logger
+        if emitter is not None:
+            return EmitterQueries(emitter, emitter, clients, requests, logger)
+        return Queries(self._node, clients, requests, logger)
 
     # ------------------------------------------------------------------ life
 
@@ -471,10 +479,25 @@ class GeventMeshManager(ClusterApi, PubSubManager):  # type: ignore[misc]  # pyt
     ) -> Request:
         """Every addressed client gets a packet of its own, with a number that its answer carries."""
         arguments = arguments_of(data)
+        if self._emitter is not None:
+            return self._ask_clients_from_outside(event, arguments, selection, tally, timeout)
         encoded = self._packets.encode(event, arguments, selection.namespace)
         mesh = self._mesh_for(selection)
         publish = None if mesh is None else partial(self._publish_question, mesh, selection, encoded)
         return self._acknowledgements.ask([event, *arguments], selection, publish, tally, timeout, callback)
+
+    def _ask_clients_from_outside(
+        self, event: str, arguments: list[Any], selection: Selection, tally: Tally, timeout: float
+    ) -> Request:
+        try:
+            encoded = self._packets.encode(event, arguments, selection.namespace)
+        except TypeError as exc:
+            raise PayloadNotEncodable(f"the event cannot be sent: {exc}") from exc
+        data = partial(messages.broadcast, selection.opts, encoded=encoded, codec=self._packets.codec)
+        kind = MessageType.BROADCAST
+        return self._queries.ask(
+            kind, selection.namespace, lambda request_id: data(request_id=request_id), tally.take, timeout
+        )
 
     def _publish_question(self, mesh: Mesh, selection: Selection, encoded: list[str | bytes], request_id: str) -> None:
         for peers, message in self._event_messages(mesh, selection, encoded, request_id):

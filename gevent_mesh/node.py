@@ -187,7 +187,7 @@ class Node:
     # ------------------------------------------------------------------ what the mesh says (MeshOwner)
 
     def on_message(self, peer: Peer, message: ClusterMessage) -> None:
-        if peer.is_emitter and message.type is not MessageType.PUBLISH:
+        if peer.is_emitter and message.type not in (MessageType.PUBLISH, MessageType.ASK):
             if self.mesh is not None:
                 self.mesh.counters.spoofed += 1
             return

@@ -170,15 +170,6 @@ class TestPublishing:
         assert emitter.flush()
         assert numbers(nodes[1]) == list(range(50))
 
-    def test_questions_are_refused_with_a_clear_error(self, emitter: GeventMeshManager) -> None:
-        for ask in (
-            emitter.fetch_sockets, emitter.count_sockets, emitter.list_rooms,
-            lambda: emitter.call("event"), lambda: emitter.server_side_call("event"),
-            lambda: emitter.sockets_join("room", timeout=1.0),
-        ):  # fmt: skip
-            with pytest.raises(EmitterError, match="cannot ask"):
-                ask()
-
     def test_what_cannot_be_sent_raises_and_changes_nothing(self, nodes: list[PaperNode], make_emitter: Any) -> None:
         emitter = make_emitter(nodes, buffered_amount_threshold=64 * 1024)
         nodes[0].connects("eio")

@@ -21,7 +21,7 @@ from ..protocol.messages import ClusterMessage, MessageType
 from ..selection import Selection
 from .acknowledgements import Acknowledgements, Tally
 from .events import ServerEvents
-from .queries import MakeData, Queries
+from .queries import MakeData, Queries, take_count
 from .requests import Request, Requests
 from .results import (
     ClientAnswers,
@@ -106,7 +106,7 @@ class ClusterApi:
         request = self._ask_about(
             MessageType.COUNT_SOCKETS,
             selection,
-            partial(_take_count, counts),
+            partial(take_count, counts),
             lambda sids: counts.append(len(sids)),
             timeout,
         )
@@ -147,11 +147,9 @@ class ClusterApi:
     def server_count(self, namespace: str = "/") -> int:
         """How many nodes serve a namespace, this one and Node.js servers included, as their last heartbeats say.
 
-        Cost: nothing is sent.
+        Cost: nothing is sent. A write-only manager asks its node; 0 is also its answer when none can be reached.
         """
-        mesh = self._node.mesh
-        others = mesh.table.serving(namespace) if mesh is not None else []
-        return len(others) + (namespace in self._clients.namespaces())
+        return self._queries.count_servers(namespace, DEFAULT_TIMEOUT_SECONDS)
 
     # ------------------------------------------------------------------ commands
 
@@ -325,7 +323,7 @@ class ClusterApi:
         request = self._queries.ask(MessageType.SERVER_SIDE_EMIT, namespace, data, take, timeout)
         self._requests.wait(request)
         request.missing |= answers.errors.keys()
-        answers.note(request.missing, request.expected_nodes, len(answers))
+        request.note(answers, request.expected_nodes, len(answers))
         return answers
 
     # ------------------------------------------------------------------ events that clients acknowledge
@@ -364,7 +362,7 @@ class ClusterApi:
             return answers
         request = self._ask_clients(event, data, selection, tally, timeout)
         self._requests.wait(request)
-        answers.note(request.missing, sum(tally.promised.values()), len(answers))
+        request.note(answers, sum(tally.promised.values()), len(answers))
         return answers
 
     # ------------------------------------------------------------------ shared
@@ -404,7 +402,8 @@ class ClusterApi:
         else:
             request = self._queries.ask(kind, selection.namespace, make_data, take, timeout)
         # Our own part while the others are at theirs.
-        own(sids)
+        if sids:
+            own(sids)
         self._requests.wait(request)
         return request
 
@@ -420,14 +419,15 @@ class ClusterApi:
             sids = self._clients.select(selection)
             if not (selection.is_empty or self._clients.is_only_ours(selection)):
                 self._node.publish(kind, selection.namespace, make_data(selection.opts, None))
-            own(sids)
+            if sids:
+                own(sids)
             return None
         counts: list[int] = []
         request = self._everywhere(
             kind,
             selection,
             partial(make_data, selection.opts),
-            partial(_take_count, counts),
+            partial(take_count, counts),
             lambda sids: counts.append(own(sids)),
             timeout,
         )
@@ -440,13 +440,8 @@ O = TypeVar("O", bound=Outcome)  # noqa: E741
 def _noted(outcome: O, request: Request) -> O:
     """The answer, with what is missing of it. This node is one of those that are expected, and never missing."""
     expected = request.expected_nodes + 1
-    outcome.note(request.missing, expected, expected - len(request.missing))
+    request.note(outcome, expected, expected - len(request.missing))
     return outcome
-
-
-def _take_count(counts: list[int], _uid: str, message: ClusterMessage) -> bool:
-    counts.append(message.data.get("count", 0))
-    return True
 
 
 def _rooms_to_change(rooms: Any) -> list[Hashable]:

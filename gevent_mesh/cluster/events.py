@@ -57,29 +57,29 @@ class ServerEvents(Service):
 
     def _on_event(self, peer: Peer, message: ClusterMessage) -> None:
         event, *arguments = message.data["packet"]
-        handler = self._handled.get((message.nsp, event))
-        request_id = message.data.get("requestId")
-        if handler is None:
-            self._answer(peer, message.nsp, request_id, None, f"no handler of {event!r} in {message.nsp!r}")
+        if (message.nsp, event) in self._handled:
+            gevent.spawn(self._run, event, arguments, peer, message)
         else:
-            gevent.spawn(self._run, handler, event, arguments, peer, message.nsp, request_id)
+            self._run(event, arguments, peer, message)
 
-    def _run(
-        self,
-        handler: Callable[..., Any],
-        event: str,
-        arguments: list[Any],
-        peer: Peer,
-        namespace: str,
-        request_id: str | None,
-    ) -> None:
-        value, error = None, ""
+    def _run(self, event: str, arguments: list[Any], peer: Peer, message: ClusterMessage) -> None:
+        value, error = self.run(event, arguments, message.nsp)
+        self._answer(peer, message.nsp, message.data.get("requestId"), value, error)
+
+    def run(self, event: str, arguments: list[Any], namespace: str) -> tuple[Any, str]:
+        """Call the handler of an event; it may wait.
+
+        Returns:
+            What it returned, and why there is nothing if it failed or is not there.
+        """
+        handler = self._handled.get((namespace, event))
+        if handler is None:
+            return None, f"no handler of {event!r} in {namespace!r}"
         try:
-            value = handler(*arguments)
+            return handler(*arguments), ""
         except Exception as exc:
             self._logger.exception("the handler of the server-side event %r failed", event)
-            error = f"{type(exc).__name__}: {exc}"
-        self._answer(peer, namespace, request_id, value, error)
+            return None, f"{type(exc).__name__}: {exc}"
 
     def _answer(self, peer: Peer, namespace: str, request_id: str | None, value: Any, error: str) -> None:
         if request_id is None:

@@ -29,7 +29,7 @@ from ..selection import Selection
 from ..service import Handler, Service
 from .requests import Request, Requests
 
-__all__ = ["Queries"]
+__all__ = ["PIECE_ROOMS", "MakeData", "Queries", "pieces", "take_count"]
 
 PIECE_SOCKETS = 200
 PIECE_ROOMS = 1000
@@ -104,6 +104,12 @@ class Queries(Service):
     def _on_answer(self, peer: Peer, message: ClusterMessage) -> None:
         self._requests.take(message.data["requestId"], peer.uid, message)
 
+    def count_servers(self, namespace: str, timeout: float) -> int:  # noqa: ARG002  # for those that have to ask
+        """How many nodes serve a namespace, this one included."""
+        mesh = self._node.mesh
+        others = mesh.table.serving(namespace) if mesh is not None else []
+        return len(others) + (namespace in self._clients.namespaces())
+
     # ------------------------------------------------------------------ this node's own part
 
     def describe(self, sids: Iterable[str], namespace: str) -> Iterator[tuple[str, bytes]]:
@@ -149,7 +155,7 @@ class Queries(Service):
         if peer.is_nodejs:
             self._answer_nodejs(peer, message, sids)
             return
-        for packed, more in _with_last(_pieces(self.describe(sids, message.nsp))):
+        for packed, more in _with_last(pieces(self.describe(sids, message.nsp))):
             data = messages.packed_sockets(request_id, packed, more=more)
             if not self._tell(peer, MessageType.FETCH_SOCKETS_RESPONSE, message.nsp, data):
                 return
@@ -166,11 +172,10 @@ class Queries(Service):
     def _answer_rooms(self, peer: Peer, message: ClusterMessage, sids: list[str]) -> None:
         request_id = message.data["requestId"]
         rooms = list(self.count_rooms(sids, message.nsp).items())
-        pieces = (rooms[at : at + PIECE_ROOMS] for at in range(0, len(rooms), PIECE_ROOMS))
-        for piece, more in _with_last(pieces):
-            if not self._tell(
-                peer, MessageType.ANSWER, message.nsp, messages.answer_rooms(request_id, piece, more=more)
-            ):
+        parts = (rooms[at : at + PIECE_ROOMS] for at in range(0, len(rooms), PIECE_ROOMS))
+        for piece, more in _with_last(parts):
+            data = messages.answer_rooms(request_id, piece, more=more)
+            if not self._tell(peer, MessageType.ANSWER, message.nsp, data):
                 return
 
     def _tell(self, peer: Peer, kind: MessageType, namespace: str, data: dict[str, Any]) -> bool:
@@ -185,12 +190,19 @@ class Queries(Service):
         return True
 
 
+def take_count(counts: list[int], _uid: str, message: ClusterMessage) -> bool:
+    """Take the part of one node that consists of a number."""
+    counts.append(message.data.get("count", 0))
+    return True
+
+
 def _taking(kind: MessageType, take: Callable[[str, ClusterMessage], bool]) -> Callable[[str, ClusterMessage], bool]:
     """Take what Node peers answer for what our own nodes would have answered."""
     return lambda uid, message: take(uid, nodejs.as_answer(kind, message))
 
 
-def _pieces(sockets: Iterable[tuple[str, bytes]]) -> Iterator[list[bytes]]:
+def pieces(sockets: Iterable[tuple[str, bytes]]) -> Iterator[list[bytes]]:
+    """What was told of sockets (sid, packed), in pieces that are not too large for one message."""
     piece: list[bytes] = []
     size = 0
     for _, packed in sockets:
@@ -203,10 +215,10 @@ def _pieces(sockets: Iterable[tuple[str, bytes]]) -> Iterator[list[bytes]]:
         yield piece
 
 
-def _with_last(pieces: Iterable[Sequence[T]]) -> Iterator[tuple[list[T], bool]]:
+def _with_last(parts: Iterable[Sequence[T]]) -> Iterator[tuple[list[T], bool]]:
     """Each piece, and whether more come; an empty one when there is none at all."""
     before: Sequence[T] | None = None
-    for piece in pieces:
+    for piece in parts:
         if before is not None:
             yield list(before), True
         before = piece

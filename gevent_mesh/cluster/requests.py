@@ -17,7 +17,9 @@ from typing import Any
 
 from gevent.event import Event
 
-__all__ = ["Request", "Requests"]
+from .results import Outcome
+
+__all__ = ["Request", "Requests", "Take"]
 
 Take = Callable[[str, Any], bool]
 """Called with (uid, what came); tells whether this node's part is complete."""
@@ -89,6 +91,10 @@ class Request:
     def wait(self) -> None:
         """Wait for the end."""
         self._ended.wait(max(0.0, self.deadline - monotonic()))
+
+    def note(self, outcome: Outcome, expected: int, received: int) -> None:
+        """Say in an answer how much of it is there."""
+        outcome.note(self.missing, expected, received)
 
 
 class Requests:

@@ -179,6 +179,11 @@ class SocketList(Sequence[RemoteSocket], Outcome):
         """One more client, as its node has told of it (`messages.pack_socket`)."""
         self._told.append((sid, node, packed))
 
+    @property
+    def told(self) -> Sequence[tuple[str, str, bytes]]:
+        """(sid, node, what was told) of each client."""
+        return self._told
+
     def _socket(self, told: tuple[str, str, bytes]) -> RemoteSocket:
         sid, node, packed = told
         return RemoteSocket(self._mesh, sid, self._namespace, node, packed)

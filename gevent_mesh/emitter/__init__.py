@@ -1,4 +1,4 @@
-"""An emitter: a process that publishes and serves no clients.
+"""An emitter: a process that publishes and asks, and serves no clients.
 
 The map, from the outside in::
 
@@ -6,6 +6,7 @@ The map, from the outside in::
     courier.py    Courier: one life of it, with a thread of its own; what is retained, and who waits
     uplink.py     Uplink: the greenlets of that thread; the link to one node
     calls.py      callbacks of clients' acknowledgements
+    questions.py  questions to the cluster, and their answers
     native.py     threads and locks of the operating system
 
 Nothing here needs gevent in the application: publishers of any thread, greenlet or fork only append to a queue, under a
@@ -15,5 +16,6 @@ native lock. All network work is done by one background thread with an event loo
 from __future__ import annotations
 
 from .emitter import Emitter
+from .questions import EmitterQueries
 
-__all__ = ["Emitter"]
+__all__ = ["Emitter", "EmitterQueries"]

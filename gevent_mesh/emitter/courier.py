@@ -18,14 +18,16 @@ from typing import Any
 import gevent
 from gevent.event import Event
 
+from ..cluster.requests import Take
 from ..config import MeshConfig
-from ..errors import EmitterError, PayloadTooLarge
+from ..errors import EmitterError, MessageError, PayloadTooLarge
 from ..net.mesh import PeerInfo
 from ..protocol import messages
 from ..protocol.messages import MessageType
 from ..protocol.relay import Retained
 from .calls import Calls
 from .native import make_lock, may_wait, pause, start_thread
+from .questions import Question, Questions
 from .uplink import Uplink
 
 __all__ = ["Courier"]
@@ -53,6 +55,7 @@ class Courier:
     def __init__(self, config: MeshConfig, uid: str, logger: logging.Logger) -> None:
         self.uid = uid
         self.calls = Calls(config.callback_timeout)
+        self.questions = Questions()
         self._config = config
         self._logger = logger
         self._lock = make_lock()
@@ -79,9 +82,7 @@ class Courier:
             PayloadTooLarge: no node would take it.
             EmitterError: no node takes anything, and there is no more room here; or the emitter is closed.
         """
-        size = len(packed) + ENVELOPE_BYTES
-        if size > self._config.outbox_bytes:
-            raise PayloadTooLarge(size, self._config.outbox_bytes)
+        size = self._sized(packed)
         if self._append(packed, size):
             return
         if self._wait_until(lambda: self._append(packed, size), FULL_SECONDS, pause):
@@ -89,6 +90,12 @@ class Courier:
         raise EmitterError(
             f"{len(self._retained)} messages wait, and no node takes them ({self.trouble}); nobody gets this one"
         )
+
+    def _sized(self, packed: bytes) -> int:
+        size = len(packed) + ENVELOPE_BYTES
+        if size > self._config.outbox_bytes:
+            raise PayloadTooLarge(size, self._config.outbox_bytes)
+        return size
 
     def _append(self, packed: bytes, size: int) -> bool:
         with self._lock:
@@ -104,6 +111,32 @@ class Courier:
     def _wake(self) -> None:
         if self._waker is not None:
             self._waker.send()
+
+    def question(self, kind: MessageType, packed: bytes, take: Take, timeout: float) -> Question:
+        """Ask the node that is linked, now or within the timeout.
+
+        Args:
+            packed: the question as a whole cluster message of ours.
+
+        Raises:
+            PayloadTooLarge: no node would take it.
+            EmitterError: the emitter is closed.
+        """
+        self._sized(packed)
+        question = Question(kind, packed, take, monotonic() + timeout, self._wait_for)
+        with self._lock:
+            if self._is_closed:
+                raise EmitterError("this emitter is closed; nobody is asked")
+            self.questions.add(question)
+            self._wake()
+        return question
+
+    def _wait_for(self, question: Question) -> None:
+        try:
+            left = question.deadline - monotonic()
+            self._wait_until(lambda: question.is_over or self._has_ended, left, pause)
+        finally:
+            self.questions.remove(question)
 
     def flush(self, timeout: float, wait: Callable[[float], None] = pause) -> bool:
         """Wait until every node has what was published.
@@ -173,6 +206,8 @@ class Courier:
         The thread is not there, and its event loop stays as the fork found it. Nothing of it may be touched, or freed.
         """
         _left_behind.append(self)
+        # For greenlets of the parent that wait for answers: a fork has copies of them.
+        self._has_ended = True
         for transport in self._uplink.transports():
             transport.drop_copy()
 
@@ -218,6 +253,7 @@ class Courier:
         while True:
             gevent.sleep(SWEEP_SECONDS)
             self.calls.sweep(monotonic())
+            self.questions.sweep(monotonic())
             # A publisher may have been interrupted between leaving a message and saying so.
             self._uplink.pump()
 
@@ -240,6 +276,20 @@ class Courier:
             self.calls.ended(data["requestId"])
         else:
             self.calls.answered(data["requestId"], data["number"], data["args"])
+
+    def ask(self, send: Callable[[dict[str, Any]], bool]) -> None:
+        self.questions.ask(send, monotonic())
+
+    def replied(self, data: dict[str, Any]) -> None:
+        if "error" in data:
+            self._logger.warning("a question has no answer: %s", data["error"])
+        try:
+            self.questions.replied(data)
+        except MessageError as exc:
+            self._logger.warning("an answer makes no sense: %s", exc)
+
+    def unlinked(self) -> None:
+        self.questions.unlinked()
 
 
 _left_behind: list[Courier] = []

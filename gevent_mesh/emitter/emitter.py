@@ -13,19 +13,23 @@ import atexit
 import functools
 import logging
 import os
+import secrets
 import sys
 from collections.abc import Callable
 from time import monotonic
 from typing import Any
 
+from ..cluster.queries import MakeData
+from ..cluster.requests import Take
 from ..config import MeshConfig
 from ..errors import EmitterError
-from ..net.mesh import Mesh, PeerInfo
+from ..net.mesh import PeerInfo
 from ..node import Node, new_uid
 from ..protocol import messages
 from ..protocol.messages import MessageType
 from .courier import Courier
 from .native import make_lock, native_sleep, pause
+from .questions import Question
 
 __all__ = ["Emitter"]
 
@@ -78,15 +82,16 @@ class Emitter(Node):
         courier = self._courier
         return courier is None or courier.flush(timeout)
 
-    def cluster(self) -> Mesh | None:
-        """There is no mesh to ask questions in.
+    def ask(self, kind: MessageType, namespace: str, make_data: MakeData, take: Take, timeout: float) -> Question:
+        """Ask the node that is linked, now or within the timeout (see `Queries.ask`). Never waits.
 
         Raises:
-            EmitterError: always.
+            PayloadError: it is too large, or cannot be encoded.
+            EmitterError: this emitter is closed.
         """
-        raise EmitterError(
-            "a write_only manager publishes: it cannot ask other nodes or their clients and wait for answers"
-        )
+        courier = self._running()
+        data = make_data(secrets.token_hex(8))
+        return courier.question(kind, messages.encode_anywhere(kind, courier.uid, namespace, data), take, timeout)
 
     # ------------------------------------------------------------------ the node
 
@@ -123,7 +128,7 @@ class Emitter(Node):
 
     def _begin(self) -> Courier:
         if self.is_stopped:
-            raise EmitterError("this write_only manager is closed; nobody gets the message")
+            raise EmitterError("this write_only manager is closed; nobody gets the message, or is asked")
         if self._was_started:
             self.uid = new_uid()
         self._was_started = True

@@ -14,7 +14,7 @@ from __future__ import annotations
 import logging
 import random
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from time import monotonic
 from typing import Any, Protocol
 
@@ -27,6 +27,7 @@ from ..net.dialer import dial
 from ..net.discovery import DiscoveryClient
 from ..net.link import Link
 from ..net.transport import Transport
+from ..protocol import messages
 from ..protocol.frames import NONCE_BYTES, STREAM_BYTES, Refusal, Role, is_uid
 from ..protocol.handshake import Keys
 from ..protocol.link import Identity, Left, LinkProtocol, Lost, Status
@@ -58,6 +59,15 @@ class Store(Protocol):
 
     def told(self, data: dict[str, Any]) -> None:
         """An answer to one of our requests (the data of a TOLD)."""
+
+    def ask(self, send: Callable[[dict[str, Any]], bool]) -> None:
+        """Send the questions whose turn it is: the data of ASKs, for as long as `send` says that there is room."""
+
+    def replied(self, data: dict[str, Any]) -> None:
+        """A piece of the answer to a question (the data of a REPLY)."""
+
+    def unlinked(self) -> None:
+        """The link is down."""
 
 
 class Candidates:
@@ -180,7 +190,17 @@ class Uplink:
             return
         for message in self._store.take():
             session.append(message)
+        # Behind all that was published before: a question finds it done.
+        self._store.ask(self._send_question)
         link.wake()
+
+    def _send_question(self, data: dict[str, Any]) -> bool:
+        session = self._session
+        message = messages.encode_anywhere(MessageType.ASK, self._uid, "/", data)
+        if session is None or not session.fits(len(message)):
+            return False
+        session.append(message)
+        return True
 
     def transports(self) -> list[Transport]:
         """The connections that are open, for a forked child to give up its copies of."""
@@ -287,6 +307,10 @@ class Uplink:
             self._store.relayed(message.data["upto"])
         elif message.type is MessageType.TOLD:
             self._store.told(message.data)
+        elif message.type is MessageType.REPLY:
+            self._store.replied(message.data)
+            # Another one may have its turn now.
+            self.pump()
 
     def link_relieved(self) -> None:
         """Acknowledgements mean little here: what counts is RELAYED."""
@@ -295,6 +319,7 @@ class Uplink:
         if self.link is not link or link.peer is None:
             return
         self.link = None
+        self._store.unlinked()
         self.last_error = f"the link to {link.peer.uid} is down: {reason}"
         self._logger.info("link down: %s (%s)", link.peer.uid, reason)
         now = monotonic()

@@ -29,10 +29,12 @@ __all__ = [
     "acknowledged_arguments",
     "answer_count",
     "answer_rooms",
+    "ask",
     "broadcast",
     "broadcast_ack",
     "client_count",
     "clients_gone",
+    "count_servers",
     "disconnect_sockets",
     "encode",
     "encode_anywhere",
@@ -45,6 +47,9 @@ __all__ = [
     "publish",
     "relay",
     "relayed",
+    "replied",
+    "reply",
+    "reply_error",
     "server_side_answer",
     "server_side_emit",
     "sockets_join",
@@ -58,13 +63,15 @@ MAX_REQUEST_ID_CHARS = 64
 OWN_TYPES_FROM = 32
 """Message types from here on are ours alone."""
 MAX_NUMBER = 2**63 - 1
+MAX_QUESTION_SECONDS = 3600.0
+"""How long a node is at a question of an emitter, at the most."""
 MAX_ROOM_DEPTH = 16
 """Tuples within tuples: msgpack nests deeper than Python can follow."""
 
 
 class MessageType(IntEnum):
     """Append only. Types 1, 2 and 13 serve Node peers, which have no heartbeat frames and no BYE; those from 32 on are
-    ours alone, and never sent to Node peers. 36 and 37 are presence's, 40 to 44 the emitters'."""
+    ours alone, and never sent to Node peers. 36 and 37 are presence's, 40 to 46 the emitters'."""
 
     INITIAL_HEARTBEAT = 1
     HEARTBEAT = 2
@@ -88,7 +95,10 @@ class MessageType(IntEnum):
     PUBLISH = 40
     RELAY = 41
     RELAYED = 42
+    ASK = 43
     TOLD = 44
+    REPLY = 45
+    COUNT_SERVERS = 46
 
 
 @dataclass(slots=True)
@@ -294,6 +304,41 @@ def told(request_id: str, number: int, arguments: list[Any]) -> dict[str, Any]:
 def told_all(request_id: str) -> dict[str, Any]:
     """Data of a TOLD: no more answers will come."""
     return {"requestId": request_id, "done": True}
+
+
+def count_servers(request_id: str) -> dict[str, Any]:
+    """Data of a COUNT_SERVERS: an emitter asks how many nodes serve a namespace. It is in an ASK only."""
+    return {"requestId": request_id}
+
+
+def ask(request_id: str, timeout: float, packed: bytes) -> dict[str, Any]:
+    """Data of an ASK: an emitter's question, to the node that it is linked to.
+
+    Args:
+        request_id: names it in answers; another one each time that it is asked.
+        timeout: seconds that the node may take.
+        packed: a whole cluster message, with the emitter's uid and a request id of its own.
+    """
+    return {"requestId": request_id, "timeout": timeout, "message": packed}
+
+
+def reply(request_id: str, packed: list[bytes]) -> dict[str, Any]:
+    """Data of a REPLY: a piece of the answer to an ASK.
+
+    Args:
+        packed: whole cluster messages, each with the uid of the node that answers.
+    """
+    return {"requestId": request_id, "messages": packed}
+
+
+def replied(request_id: str, missing: Iterable[str], expected: int, received: int) -> dict[str, Any]:
+    """Data of the last REPLY: what is missing, as `Outcome` has it."""
+    return {"requestId": request_id, "missing": list(missing), "expected": expected, "received": received}
+
+
+def reply_error(request_id: str, error: str) -> dict[str, Any]:
+    """Data of the last REPLY when there is no answer: why."""
+    return {"requestId": request_id, "error": error}
 
 
 def _with_id(data: dict[str, Any], request_id: str | None) -> dict[str, Any]:
@@ -543,6 +588,29 @@ def _told(data: dict[str, Any]) -> None:
         _need(type(data.get("args")) is list, "args must be an array")
 
 
+def _ask(data: dict[str, Any]) -> None:
+    _request_id(data)
+    timeout = data.get("timeout")
+    _need(type(timeout) in (int, float) and 0 < timeout <= MAX_QUESTION_SECONDS, "a timeout must be up to an hour")  # type: ignore[operator]  # a number by then
+    _need(type(data.get("message")) is bytes, "a message in a message must be binary")
+
+
+def _reply(data: dict[str, Any]) -> None:
+    _request_id(data)
+    if "messages" in data:
+        _all(bytes, data["messages"], "messages must be an array of binary")
+    elif "error" in data:
+        _need(type(data["error"]) is str, "an error must be text")
+    else:
+        _all(str, data.get("missing"), "missing must be an array of text")
+        _number(data.get("expected"))
+        _number(data.get("received"))
+
+
+def _all(kind: type, values: object, what: str) -> None:
+    _need(type(values) is list and all(type(value) is kind for value in values), what)
+
+
 def _positive(value: object) -> None:
     _need(type(value) is int and 0 < value <= MAX_NUMBER, "a message's number must be from 1 to 2 ** 63 - 1")
 
@@ -575,5 +643,8 @@ _CHECKS: dict[int, Callable[[dict[str, Any]], None]] = {
     MessageType.PUBLISH: _published,
     MessageType.RELAY: _relay,
     MessageType.RELAYED: _relayed,
+    MessageType.ASK: _ask,
     MessageType.TOLD: _told,
+    MessageType.REPLY: _reply,
+    MessageType.COUNT_SERVERS: _request_id,
 }

@@ -32,7 +32,7 @@ from ..errors import MessageError
 from .messages import ClusterMessage, MessageType, parse
 from .peers import Peer
 
-__all__ = ["Delivered", "Receipt", "Retained", "open_message"]
+__all__ = ["Delivered", "Receipt", "Retained", "open_answer", "open_message", "open_question"]
 
 MAX_EMITTERS = 10_000
 """How many emitters a node remembers; the ones that were silent for longest are forgotten first."""
@@ -49,6 +49,22 @@ _PUBLISHED = frozenset(
     }
 )
 """What an emitter may say to all nodes."""
+_ASKED = _PUBLISHED | {
+    MessageType.FETCH_SOCKETS,
+    MessageType.COUNT_SOCKETS,
+    MessageType.LIST_ROOMS,
+    MessageType.COUNT_SERVERS,
+}
+"""What it may ask its node."""
+_ANSWERED = frozenset(
+    {
+        MessageType.FETCH_SOCKETS_RESPONSE,
+        MessageType.ANSWER,
+        MessageType.SERVER_SIDE_EMIT_RESPONSE,
+        MessageType.BROADCAST_ACK,
+    }
+)
+"""What its node may answer."""
 
 
 def open_message(packed: bytes, emitter: str) -> ClusterMessage:
@@ -57,18 +73,49 @@ def open_message(packed: bytes, emitter: str) -> ClusterMessage:
     Raises:
         MessageError: it is not one that this emitter may send.
     """
-    try:
-        value = msgpack.unpackb(packed, raw=False, strict_map_key=False)
-    except (ValueError, TypeError, msgpack.UnpackException) as exc:
-        raise MessageError(f"an emitter's message cannot be decoded: {exc}") from exc
-    message = parse(value)
-    if message.type not in _PUBLISHED:
-        raise MessageError(f"an emitter cannot send {message.type.name}")
-    if message.uid != emitter:
-        raise MessageError(f"emitter {emitter} sent a message in the name of {message.uid}")
+    message = _open(packed, _PUBLISHED)
+    _check_sender(message, emitter)
     if message.type is not MessageType.BROADCAST and message.data.get("requestId") is not None:
         raise MessageError(f"an emitter cannot ask for answers to {message.type.name}")
     return message
+
+
+def open_question(packed: bytes, emitter: str) -> ClusterMessage:
+    """Check the message inside of an ASK.
+
+    Raises:
+        MessageError: it is not one that this emitter may ask.
+    """
+    message = _open(packed, _ASKED)
+    _check_sender(message, emitter)
+    if message.data.get("requestId") is None:
+        raise MessageError(f"a {message.type.name} that is asked needs a requestId")
+    return message
+
+
+def open_answer(packed: bytes) -> ClusterMessage:
+    """Check a message inside of a REPLY.
+
+    Raises:
+        MessageError: it is no answer.
+    """
+    return _open(packed, _ANSWERED)
+
+
+def _open(packed: bytes, allowed: frozenset[MessageType]) -> ClusterMessage:
+    try:
+        value = msgpack.unpackb(packed, raw=False, strict_map_key=False)
+    except (ValueError, TypeError, msgpack.UnpackException) as exc:
+        raise MessageError(f"a message in a message cannot be decoded: {exc}") from exc
+    message = parse(value)
+    if message.type not in allowed:
+        raise MessageError(f"{message.type.name} cannot be in a message for or from an emitter")
+    return message
+
+
+def _check_sender(message: ClusterMessage, emitter: str) -> None:
+    if message.uid != emitter:
+        raise MessageError(f"emitter {emitter} sent a message in the name of {message.uid}")
 
 
 class Retained:

@@ -34,7 +34,7 @@ from gevent_mesh import GeventMeshManager
 from gevent_mesh.cluster.results import Outcome, RoomCounts, SocketList
 from gevent_mesh.net.pause import in_slices
 
-__all__ = ["dumps", "loads"]
+__all__ = ["dumps", "loads", "told_of"]
 
 
 def dumps(value: Any) -> str:
@@ -234,12 +234,7 @@ class Control:
 
     def cluster(self, method: str, *arguments: Any, **options: Any) -> dict[str, Any]:
         """A method that asks or commands the cluster; its result and how complete that is."""
-        began = monotonic()
-        result = getattr(self._manager, method)(*arguments, **options)
-        told: dict[str, Any] = {"seconds": monotonic() - began, "value": _plain(result)}
-        if isinstance(result, Outcome):
-            told |= {"missing": list(result.missing_nodes), "expected": result.expected, "received": result.received}
-        return told
+        return told_of(self._manager, method, *arguments, **options)
 
     def measure(self, method: str, **options: Any) -> dict[str, Any]:
         """As `cluster`, but tells only how large the result is, and how long others had to wait meanwhile."""
@@ -351,6 +346,16 @@ class Control:
         body = dumps(answer).encode()
         start_response("200 OK", [("Content-Type", "application/json"), ("Content-Length", str(len(body)))])
         return [body]
+
+
+def told_of(manager: GeventMeshManager, method: str, *arguments: Any, **options: Any) -> dict[str, Any]:
+    """What a method that asks or commands the cluster returns, as JSON can carry it, and how complete that is."""
+    began = monotonic()
+    result = getattr(manager, method)(*arguments, **options)
+    told: dict[str, Any] = {"seconds": monotonic() - began, "value": _plain(result)}
+    if isinstance(result, Outcome):
+        told |= {"missing": list(result.missing_nodes), "expected": result.expected, "received": result.received}
+    return told
 
 
 def _plain(result: Any) -> Any:

@@ -44,6 +44,8 @@ class Cluster:
 
     nodes: list[Node]
     truth: dict[str, dict[str, Truth]]
+    url: str
+    """Of discovery."""
 
     def select(self, namespace: str, room: Any = None, except_rooms: Any = None) -> dict[str, Truth]:
         """What a selection means."""
@@ -96,7 +98,7 @@ def start(ships: Fleet, opened: list[Client], count: int, **options: Any) -> Clu
     for n, client in enumerate(opened):
         for namespace, sid in client.sids.items():
             truth[namespace][sid] = Truth(nodes[n % 3].uid, client, {"lobby"} if namespace == "/lobby" else set())
-    cluster = Cluster(nodes, truth)
+    cluster = Cluster(nodes, truth, discovery.url)
     for namespace in NAMESPACES:
         for word, modulo in (("third", 3), ("fifth", 5)):
             for rest in range(modulo):

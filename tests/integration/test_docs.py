@@ -166,6 +166,10 @@ def test_emitters(ships: Fleet, discovery: Discovery, clients: list[Client]) -> 
     page = ships.program("page", command, MESH_DISCOVERY=discovery.url)
     assert page.wait(20) == 0, page.tail()
     for client in clients:
+        assert client.sid in page.output
+        assert client.wait_for("vote") == [("tea",)]
+    assert "at least" not in page.output
+    for client in clients:
         assert client.wait_for("news") == [({"text": "from outside"},)]
         assert client.wait_for("picture") == [(b"\x89PNG...",)]
         assert client.wait_for("last words") == [(1,)]

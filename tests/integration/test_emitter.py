@@ -299,6 +299,48 @@ class TestForks:
             assert sorted(client.wait_for("pool", count=6)) == [(number,) for number in range(-1, 5)]
 
 
+class TestQuestions:
+    @each_kind
+    def test_threads_and_forks_ask_for_themselves(self, mesh: Mesh, patched: bool) -> None:
+        output = mesh.run(
+            """
+            import os, threading
+            from gevent._hub_local import get_hub_if_exists
+            manager = GeventMeshManager(URL, write_only=True)
+            had_hub = get_hub_if_exists() is not None
+            counts = []
+
+            def ask():
+                counts.append(manager.count_sockets())
+
+            ask()
+            threads = [threading.Thread(target=ask) for _ in range(20)]
+            for thread in threads:
+                thread.start()
+            children = []
+            for _ in range(5):
+                pid = os.fork()
+                if not pid:
+                    sids = {socket.sid for socket in manager.fetch_sockets()}
+                    answers = manager.call("ask", 5)
+                    right = len(sids) == 2 and answers == [("ask", 5)] * 2 and answers.is_complete
+                    os._exit(0 if right and manager.close() else 1)
+                children.append(pid)
+            for pid in children:
+                assert os.waitpid(pid, 0)[1] == 0
+            for thread in threads:
+                thread.join()
+            assert counts == [2] * 21, counts
+            assert all(count.is_complete for count in counts)
+            # Asking makes no event loop for a thread that has none.
+            assert had_hub or get_hub_if_exists() is None
+            print("right")
+            """,
+            patched=patched,
+        )
+        assert "right" in output
+
+
 class TestSurroundings:
     def test_greenlets_run_on_while_it_waits(self, mesh: Mesh) -> None:
         mesh.run(

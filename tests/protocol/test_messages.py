@@ -63,7 +63,10 @@ def test_our_own_type_numbers_never_change() -> None:
         "PUBLISH": 40,
         "RELAY": 41,
         "RELAYED": 42,
+        "ASK": 43,
         "TOLD": 44,
+        "REPLY": 45,
+        "COUNT_SERVERS": 46,
     }
 
 
@@ -124,8 +127,16 @@ VALID: list[tuple[MessageType, Any]] = [
     (MessageType.RELAYED, messages.relayed(1)),
     (MessageType.TOLD, messages.told("ab", 1, [])),
     (MessageType.TOLD, messages.told_all("ab")),
+    (MessageType.ASK, messages.ask("ab", 0.5, b"")),
+    (MessageType.ASK, messages.ask("ab", 3600, b"message")),
+    (MessageType.REPLY, messages.reply("ab", [])),
+    (MessageType.REPLY, messages.reply("ab", [b"message", b""])),
+    (MessageType.REPLY, messages.replied("ab", [UID], 2, 1)),
+    (MessageType.REPLY, messages.reply_error("ab", "why")),
+    (MessageType.COUNT_SERVERS, messages.count_servers("ab")),
 ]
 
+BAD_TIMEOUT: list[Any] = [None, 0, -1.0, 3601, float("nan"), float("inf"), True, "1", []]
 BAD_ROOMS: list[Any] = [None, "room", 1, {}, {"room": 1}, [{}], [["a", {}]], [[[[{"b": 1}]]]]]
 BAD_OPTS: list[Any] = [
     None, [], "opts", 1, {}, {"rooms": []}, {"except": []},
@@ -232,6 +243,18 @@ INVALID: list[tuple[MessageType, Any]] = [
     *cases(T.TOLD, lambda bad: {"requestId": "ab", "number": bad, "args": []}, *BAD_NUMBERS),
     *cases(T.TOLD, lambda bad: {"requestId": "ab", "number": 1, "args": bad}, None, {}, "a", 1),
     *cases(T.TOLD, lambda bad: {"requestId": "ab", "done": bad}, None, False, 1, "yes"),
+    *cases(T.ASK, lambda bad: {"requestId": bad, "timeout": 1.0, "message": b""}, *BAD_ID),
+    *cases(T.ASK, lambda bad: {"requestId": "ab", "timeout": bad, "message": b""}, *BAD_TIMEOUT),
+    *cases(T.ASK, lambda bad: {"requestId": "ab", "timeout": 1.0, "message": bad}, None, "", [], {}),
+    *cases(T.REPLY, lambda bad: {"requestId": bad, "messages": []}, *BAD_ID),
+    *cases(T.REPLY, lambda bad: {"requestId": "ab", "messages": bad}, None, {}, b"", [""], [b"", 1]),
+    *cases(T.REPLY, lambda bad: {"requestId": "ab", "error": bad}, None, 1, b""),
+    *cases(
+        T.REPLY, lambda bad: {"requestId": "ab", "missing": bad, "expected": 1, "received": 1}, None, "", [1], [b""]
+    ),
+    *cases(T.REPLY, lambda bad: {"requestId": "ab", "missing": [], "expected": bad, "received": 1}, None, -1, 1.0, "1"),
+    *cases(T.REPLY, lambda bad: {"requestId": "ab", "missing": [], "expected": 1, "received": bad}, None, -1, 1.0, "1"),
+    *cases(T.COUNT_SERVERS, lambda bad: {"requestId": bad}, *BAD_ID),
 ]
 
 
