@@ -2,8 +2,8 @@
 
 The rules, and why nothing is lost or doubled by them, stand in `gevent_mesh.protocol.relay`.
 
-- A PUBLISH is passed on in the reader of its emitter's link, which may wait there for peers that are behind: TCP then
-  slows the emitter down, and nobody else.
+- A PUBLISH is passed on in the reader of its emitter's link, which waits there for peers that are behind or whose link
+  is down, as long as they may be back soon: TCP then slows the emitter down, and nobody else.
 - What an emitter says acts here as if another node had said it. It may publish and nothing else, in its own name.
 """
 
@@ -100,7 +100,7 @@ class Relay(Service):
                 self._open_question(peer.uid, inner, request_id)
             is_new = self._deliver(peer, number, inner, request_id)
             # May wait. Node.js servers cannot tell a repeat, and most likely it is one to them as well.
-            self._node.publish_encoded(outer, to_nodejs=is_new)
+            self._node.publish_encoded(outer, to_nodejs=is_new, patiently=True)
         receipt.taken = max(receipt.taken, number)
         self._settle_soon()
 
