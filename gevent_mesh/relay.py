@@ -177,9 +177,9 @@ class Relay(Service):
             return False
         still_open = False
         # Before the first roster there are nodes that we do not know of.
-        present = None if mesh.outboxes.awaits_roster else mesh.table.reachable()
+        owed = None if mesh.outboxes.awaits_roster else set(mesh.table.owed())
         for emitter, receipt in list(self._receipts.items()):
-            upto = None if present is None else receipt.settle(present)
+            upto = None if owed is None else receipt.settle(owed)
             if upto is not None:
                 self._node.send(emitter, MessageType.RELAYED, "/", messages.relayed(upto))
             still_open = still_open or receipt.is_open
