@@ -13,13 +13,13 @@ Rules:
 - Every node remembers the highest number that it has delivered of each emitter, whichever way it came, and drops what
   is not above it.
 
-Why the highest number is enough. Take a node that no relay gives up, and whose outboxes have room. Each way to it (one link
-of the emitter, one session between relay and node) carries consecutive numbers in order: that is what links and
-sessions promise. A way begins with the oldest retained number, and all below that one have been acknowledged by this
+Why the highest number is enough. Take a node that no relay gives up, and for which outboxes have room. Each way to it
+(one link of the emitter, one session between relay and node) carries consecutive numbers in order: that is what links
+and sessions promise. A way begins with the oldest retained number, and all below that one have been acknowledged by this
 node, or they would still be retained. So whenever a number comes, over whichever way, the one before it is there
 already: it is the next one, or it is a repeat. Numbers can only be missing for a node that some relay had given up,
-which is to say: one that was not in the mesh, or was cut off for longer than `resume_window`, or took nothing for longer
-than `heartbeat_timeout` while its outbox was full.
+which is to say: one that was not in the mesh, or was cut off for longer than `resume_window`, or took nothing for
+longer than `heartbeat_timeout` while its outbox was full.
 """
 
 from __future__ import annotations
