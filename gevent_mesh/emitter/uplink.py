@@ -199,6 +199,9 @@ class Uplink:
         message = messages.encode_anywhere(MessageType.ASK, self._uid, "/", data)
         if session is None or not session.fits(len(message)):
             return False
+        # Whoever asks may have published since `pump` began.
+        for published in self._store.take():
+            session.append(published)
         session.append(message)
         return True
 

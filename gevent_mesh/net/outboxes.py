@@ -169,10 +169,12 @@ class Outboxes:
         """
         self._keep_pace(self._table.owed(), size)
         ends_at = monotonic() + ROOM_SECONDS
-        while (now := monotonic()) < ends_at and any(
-            [self._may_get_room(peer, size, now) for peer in self._table.owed()]
-        ):
+        while (now := monotonic()) < ends_at and self._may_any_get_room(size, now):
             self._wait_for_relief(RELIEF_SECONDS)
+
+    def _may_any_get_room(self, size: int, now: float) -> bool:
+        # Each of them is looked at: they stand still since they were first seen to.
+        return any([self._may_get_room(peer, size, now) for peer in self._table.owed()])  # noqa: C419
 
     def _may_get_room(self, peer: Peer, size: int, now: float) -> bool:
         """Whether this peer has no room, and has not stood still for too long."""

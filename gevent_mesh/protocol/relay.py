@@ -7,16 +7,16 @@ Rules:
 
 - The emitter *retains* a message until a relay has said that it is everywhere: delivered at the relay, and acknowledged
   (or not to be had any more) by every peer that is *owed* it: one that is dead, forgotten, or that discovery does not
-  name any more and whose link is down, is not. A peer that has merely lapsed is. Over each new link, to the same node or
-  to another, it sends all that it retains again, in order.
+  name any more and whose link is down, is not. A peer that has merely lapsed is. Over each new link, to the same node
+  or to another, it sends all that it retains again, in order.
 - A relay passes on whatever comes from its emitter, also what it has seen before: others may lack it.
 - Every node remembers the highest number that it has delivered of each emitter, whichever way it came, and drops what
   is not above it.
 
 Why the highest number is enough. Take a node that no relay gives up, and for which outboxes have room. Each way to it
 (one link of the emitter, one session between relay and node) carries consecutive numbers in order: that is what links
-and sessions promise. A way begins with the oldest retained number, and all below that one have been acknowledged by this
-node, or they would still be retained. So whenever a number comes, over whichever way, the one before it is there
+and sessions promise. A way begins with the oldest retained number, and all below that one have been acknowledged by
+this node, or they would still be retained. So whenever a number comes, over whichever way, the one before it is there
 already: it is the next one, or it is a repeat. Numbers can only be missing for a node that some relay had given up,
 which is to say: one that was not in the mesh, or was cut off for longer than `resume_window`, or took nothing for
 longer than `heartbeat_timeout` while its outbox was full.
@@ -148,9 +148,15 @@ class Retained:
         """The number of the message that is appended next."""
         return self._first + len(self)
 
-    def fits(self, size_bytes: int) -> bool:
-        """Whether there is room for a message of this size."""
-        return not self._bytes or self._bytes + size_bytes <= self._limit_bytes
+    @property
+    def is_empty(self) -> bool:
+        """Whether all is everywhere."""
+        return not self._bytes
+
+    def fits(self, size_bytes: int, besides_bytes: int = 0) -> bool:
+        """Whether there is room for a message of this size, besides what is about to be appended."""
+        kept = self._bytes + besides_bytes
+        return not kept or kept + size_bytes <= self._limit_bytes
 
     def append(self, message: bytes) -> None:
         """Keep a message, which carries `next_number`."""
