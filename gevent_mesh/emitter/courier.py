@@ -72,7 +72,7 @@ class Courier:
 
     def start(self) -> None:
         """Start the thread, if nobody has."""
-        if self._is_first():
+        if self._unstarted and self._is_first():
             start_thread(self._main)
 
     def _is_first(self) -> bool:

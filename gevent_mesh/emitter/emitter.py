@@ -124,7 +124,11 @@ class Emitter(Node):
 
     def _running(self) -> Courier:
         courier = self._courier
-        return self._begin() if courier is None else courier
+        if courier is None:
+            return self._begin()
+        # The first use may have been interrupted on its way there.
+        courier.start()
+        return courier
 
     def _begin(self) -> Courier:
         self._check_not_stopped()
