@@ -77,6 +77,9 @@ class Relay(Service):
     def lapsed(self, peer: Peer) -> None:
         self._receipts.pop(peer.uid, None)
 
+    def left(self) -> None:
+        self._receipts.clear()
+
     def sweep(self, now: float) -> None:
         self._delivered.sweep(now)
 
