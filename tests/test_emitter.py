@@ -14,10 +14,11 @@ import pytest
 import socketio
 
 from gevent_mesh import ConfigError, EmitterError, GeventMeshManager, PayloadError, PayloadTooLarge
-from gevent_mesh.emitter import calls, courier, uplink
+from gevent_mesh.emitter import calls, courier
 from gevent_mesh.emitter.calls import Calls
 from gevent_mesh.emitter.uplink import Candidates, Uplink
 from gevent_mesh.errors import HandshakeError
+from gevent_mesh.net.dialer import dial
 from gevent_mesh.net.link import Link
 from gevent_mesh.protocol import messages
 from gevent_mesh.protocol.frames import Role
@@ -351,7 +352,7 @@ class TestItsNode:
     def test_an_error_of_its_own_does_not_end_it(
         self, nodes: list[PaperNode], emitter: GeventMeshManager, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        dial, dials = uplink.dial, []
+        dials = []
 
         def fails_at_first(*arguments: Any, **options: Any) -> Any:
             dials.append(1)
@@ -359,7 +360,7 @@ class TestItsNode:
                 raise RuntimeError("can't start new thread")
             return dial(*arguments, **options)
 
-        monkeypatch.setattr(uplink, "dial", fails_at_first)
+        monkeypatch.setattr("gevent_mesh.emitter.uplink.dial", fails_at_first)
         emitter.emit("tick", 1)
         assert emitter.flush()
         assert len(dials) == 3

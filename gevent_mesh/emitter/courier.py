@@ -28,7 +28,7 @@ from ..protocol.messages import MessageType
 from ..protocol.relay import Retained
 from .calls import Calls
 from .inbox import Inbox, Item, Mark
-from .native import may_wait, pause, start_thread
+from .native import may_wait, native_sleep, pause, start_thread
 from .questions import Question, Questions
 from .uplink import Uplink
 
@@ -41,6 +41,10 @@ FULL_SECONDS = 5.0
 SWEEP_SECONDS = 1.0
 STOP_SECONDS = 3.0
 """How long the thread may take to say goodbye."""
+BEGIN_SECONDS = 0.25
+"""How long the first use waits for the thread to have started threads of its own; it takes about a millisecond."""
+RESOLVERS = 4
+"""Threads that look up host names, at most: for discovery servers at the same time, and for a node."""
 ENVELOPE_BYTES = 128
 """What a relay adds to a message."""
 
@@ -67,6 +71,7 @@ class Courier:
         # Whoever takes it starts the thread.
         self._unstarted = [True]
         self._is_closed = False
+        self._has_threads = False
         self._must_stop = False
         self._has_ended = False
 
@@ -80,6 +85,15 @@ class Courier:
             return self._unstarted.pop()
         except IndexError:
             return False
+
+    def wait_for_threads(self) -> None:
+        """Wait, for a moment at most, until the thread has all threads that it needs.
+
+        A program that is at its end cannot start any (from Python 3.12 on), and may be so as soon as this returns.
+        """
+        ends_at = monotonic() + BEGIN_SECONDS
+        while not self._has_threads and not self._has_ended and monotonic() < ends_at:
+            native_sleep(0.0005)
 
     # ------------------------------------------------------------------ publishing (any thread)
 
@@ -251,6 +265,7 @@ class Courier:
 
     def _work(self) -> None:
         hub = gevent.get_hub()
+        self._start_resolvers(hub.threadpool)
         must_stop = Event()
         waker = hub.loop.async_()
         try:
@@ -266,6 +281,15 @@ class Courier:
             self._waker = None
             waker.close()
             hub.destroy(destroy_loop=True)
+
+    def _start_resolvers(self, pool: Any) -> None:
+        """Start the threads in which host names are looked up."""
+        try:
+            pool.size = min(RESOLVERS, pool.maxsize, 1 + len(self._config.discovery))
+        except RuntimeError as exc:
+            # Addresses in digits need none.
+            self._logger.warning("no threads to look up host names: %s", exc)
+        self._has_threads = True
 
     def _woken(self, must_stop: Event) -> None:
         # Runs in the hub: must not wait.

@@ -143,6 +143,7 @@ class Emitter(Node):
             self.close(0.0)
         self._check_not_stopped()
         courier.start()
+        courier.wait_for_threads()
         return courier
 
     def _check_not_stopped(self) -> None:

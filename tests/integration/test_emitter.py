@@ -123,6 +123,16 @@ each_kind = pytest.mark.parametrize("patched", [False, True], ids=["plain", "mon
 
 class TestEndOfTheProcess:
     @each_kind
+    def test_a_script_that_ends_at_once_can_still_look_up_host_names(self, mesh: Mesh, patched: bool) -> None:
+        # From Python 3.12 on a program that ends cannot start threads.
+        event = f"by name {patched}"
+        mesh.run(
+            f"GeventMeshManager(URL.replace('127.0.0.1', 'localhost'), write_only=True).emit({event!r}, 1)",
+            patched=patched,
+        )
+        assert mesh.got(event, 1) == [(1,)]
+
+    @each_kind
     def test_a_script_that_ends_at_once_delivers_what_it_emitted(self, mesh: Mesh, patched: bool) -> None:
         event = f"ends at once {patched}"
         mesh.run(
