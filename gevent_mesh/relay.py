@@ -95,7 +95,7 @@ class Relay(Service):
             inner = open_message(packed, peer.uid)
             outer = self._node.encode(MessageType.RELAY, inner.nsp, messages.relay(peer.uid, number, packed))
         except (MessageError, PayloadError) as exc:
-            # It is not kept for ever either: to its emitter it counts as done.
+            receipt.refuse(number)
             self._refuse(str(exc))
         else:
             request_id = inner.data.get("requestId")
@@ -184,7 +184,7 @@ class Relay(Service):
         for emitter, receipt in list(self._receipts.items()):
             upto = None if owed is None else receipt.settle(owed)
             if upto is not None:
-                self._node.send(emitter, MessageType.RELAYED, "/", messages.relayed(upto))
+                self._node.send(emitter, MessageType.RELAYED, "/", messages.relayed(upto, receipt.take_refused()))
             still_open = still_open or receipt.is_open
         return still_open
 

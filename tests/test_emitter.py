@@ -184,6 +184,36 @@ class TestPublishing:
         assert emitter.flush()
         assert numbers(nodes[0]) == [1]
 
+    def test_a_long_namespace_counts_as_often_as_it_is_sent(self, make_emitter: Any) -> None:
+        with paper_mesh(1, buffered_amount_threshold=64 * 1024) as (node,):
+            emitter = make_emitter([node], buffered_amount_threshold=64 * 1024)
+
+            def is_taken(size: int) -> bool:
+                try:
+                    emitter.emit("large", "x" * size, namespace="/" + "n" * 300)
+                except PayloadTooLarge:
+                    return False
+                return True
+
+            assert next(size for size in range(64 * 1024, 0, -1) if is_taken(size)) > 64_000
+            assert emitter.flush()
+
+    def test_what_a_node_refuses_is_an_error_and_told_once(
+        self, make_emitter: Any, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        with paper_mesh(1, buffered_amount_threshold=64 * 1024) as (node,):
+            node.connects("eio")
+            emitter = make_emitter([node])
+            emitter.emit("tick", 1)
+            emitter.emit("large", "x" * 70_000)
+            emitter.emit("tick", 2)
+            assert not emitter.flush()
+            assert "1 message is lost" in caplog.text
+            assert numbers(node) == [1, 2]
+            assert emitter.flush()
+            emitter.emit("large", "x" * 70_000)
+            assert not emitter.close()
+
 
 class TestCallbacks:
     def test_a_callback_is_called_once_for_each_client(

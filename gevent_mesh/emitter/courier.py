@@ -11,7 +11,7 @@ Rules:
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from time import monotonic
 from typing import Any
@@ -72,6 +72,8 @@ class Courier:
         self._unstarted = [True]
         self._is_closed = False
         self._has_threads = False
+        # Counted by the thread, and told to publishers.
+        self._refused = self._told_refused = 0
         self._must_stop = False
         self._has_ended = False
 
@@ -97,17 +99,18 @@ class Courier:
 
     # ------------------------------------------------------------------ publishing (any thread)
 
-    def publish(self, packed: bytes) -> None:
+    def publish(self, packed: bytes, namespace: str = "/") -> None:
         """Take a message: it will be everywhere, once, unless this process ends before a node has it.
 
         Args:
             packed: a whole cluster message of ours.
+            namespace: what it is about; a relay names it once more.
 
         Raises:
             PayloadTooLarge: no node would take it.
             EmitterError: no node takes anything, and there is no more room here; or the emitter is closed.
         """
-        size = self._sized(packed)
+        size = self._sized(packed, namespace)
         if self._leave(packed, size):
             return
         if self._wait_until(lambda: self._leave(packed, size), FULL_SECONDS, pause):
@@ -116,8 +119,8 @@ class Courier:
             f"{self._count()} messages wait, and no node takes them ({self.trouble}); nobody gets this one"
         )
 
-    def _sized(self, packed: bytes) -> int:
-        size = len(packed) + ENVELOPE_BYTES
+    def _sized(self, packed: bytes, namespace: str = "/") -> int:
+        size = len(packed) + len(namespace.encode()) + ENVELOPE_BYTES
         if size > self._config.outbox_bytes:
             raise PayloadTooLarge(size, self._config.outbox_bytes)
         return size
@@ -180,12 +183,18 @@ class Courier:
             wait: waits for so many seconds.
 
         Returns:
-            Whether that is so.
+            Whether that is so, and no node has refused anything since this was asked last.
         """
         # In this order: what is not in the inbox any more is retained, if it is not everywhere.
-        if self._inbox.is_empty and self._retained.is_empty:
-            return True
-        return self._wait_for_all_before(self._inbox.mark(), timeout, wait)
+        is_idle = self._inbox.is_empty and self._retained.is_empty
+        is_done = is_idle or self._wait_for_all_before(self._inbox.mark(), timeout, wait)
+        return not self.take_refused() and is_done
+
+    def take_refused(self) -> int:
+        """How many messages nodes have refused since this was called last."""
+        refused = self._refused
+        news, self._told_refused = refused - self._told_refused, refused
+        return news
 
     def _wait_for_all_before(self, mark: Mark, timeout: float, wait: Callable[[float], None]) -> bool:
         self._wake()
@@ -325,7 +334,15 @@ class Courier:
         self._take_in()
         return self._retained.take()
 
-    def relayed(self, upto: int) -> None:
+    def relayed(self, upto: int, refused: Iterable[int]) -> None:
+        # Of a message that was sent twice it may be told twice.
+        news = sum(self._retained.first_number <= number <= upto for number in set(refused))
+        if news:
+            self._refused += news
+            self._logger.error(
+                "%d messages are lost: the node does not take them; do all have the same buffered_amount_threshold?",
+                news,
+            )
         self._retained.relayed(upto)
 
     def told(self, data: dict[str, Any]) -> None:

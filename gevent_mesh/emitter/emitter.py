@@ -69,7 +69,7 @@ class Emitter(Node):
             EmitterError: no node takes anything and there is no more room, or this emitter is closed.
         """
         courier = self._running()
-        courier.publish(messages.encode_anywhere(kind, courier.uid, namespace, data))
+        courier.publish(messages.encode_anywhere(kind, courier.uid, namespace, data), namespace)
 
     def expect(self, callback: Callable[..., object]) -> str:
         """Make ready for clients' acknowledgements of a broadcast.
@@ -171,7 +171,7 @@ class Emitter(Node):
             self._logger.error(
                 "%s may be lost: this process stopped before a node had passed on everything (%s)", many, trouble
             )
-        return not lost
+        return not courier.take_refused() and not lost
 
     def forked(self) -> None:
         """The process is a fork: nothing that the parent opened or retains belongs to it."""

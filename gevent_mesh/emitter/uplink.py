@@ -14,7 +14,7 @@ from __future__ import annotations
 import logging
 import random
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from time import monotonic
 from typing import Any, Protocol
 
@@ -54,8 +54,8 @@ class Store(Protocol):
     def take(self) -> list[bytes]:
         """The encoded messages that this link has not been given, in order."""
 
-    def relayed(self, upto: int) -> None:
-        """Everything up to this number is everywhere."""
+    def relayed(self, upto: int, refused: Iterable[int]) -> None:
+        """Everything up to this number is everywhere, but for what was refused."""
 
     def told(self, data: dict[str, Any]) -> None:
         """An answer to one of our requests (the data of a TOLD)."""
@@ -314,7 +314,7 @@ class Uplink:
 
     def link_message(self, _peer: Peer, message: ClusterMessage) -> None:
         if message.type is MessageType.RELAYED:
-            self._store.relayed(message.data["upto"])
+            self._store.relayed(message.data["upto"], message.data.get("refused", ()))
         elif message.type is MessageType.TOLD:
             self._store.told(message.data)
         elif message.type is MessageType.REPLY:

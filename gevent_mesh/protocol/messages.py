@@ -63,6 +63,8 @@ MAX_REQUEST_ID_CHARS = 64
 OWN_TYPES_FROM = 32
 """Message types from here on are ours alone."""
 MAX_NUMBER = 2**63 - 1
+MAX_REFUSED = 1000
+"""Numbers of messages that one RELAYED may name as refused."""
 MAX_QUESTION_SECONDS = 3600.0
 """How long a node is at a question of an emitter, at the most."""
 MAX_ROOM_DEPTH = 16
@@ -291,9 +293,9 @@ def relay(emitter: str, number: int, packed: bytes) -> dict[str, Any]:
     return {"from": emitter, "n": number, "message": packed}
 
 
-def relayed(upto: int) -> dict[str, Any]:
-    """Data of a RELAYED: every node has all of the emitter's messages up to this number."""
-    return {"upto": upto}
+def relayed(upto: int, refused: Sequence[int] = ()) -> dict[str, Any]:
+    """Data of a RELAYED: every node has all of the emitter's messages up to this number, but for those `refused`."""
+    return {"upto": upto, "refused": list(refused)} if refused else {"upto": upto}
 
 
 def told(request_id: str, number: int, arguments: list[Any]) -> dict[str, Any]:
@@ -579,6 +581,10 @@ def _relay(data: dict[str, Any]) -> None:
 
 def _relayed(data: dict[str, Any]) -> None:
     _positive(data.get("upto"))
+    refused = data.get("refused", [])
+    _need(type(refused) is list and len(refused) <= MAX_REFUSED, f"refused must be an array of at most {MAX_REFUSED}")
+    for number in refused:
+        _positive(number)
 
 
 def _told(data: dict[str, Any]) -> None:

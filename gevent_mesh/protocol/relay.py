@@ -31,7 +31,7 @@ from dataclasses import dataclass, field
 import msgpack
 
 from ..errors import MessageError
-from .messages import ClusterMessage, MessageType, parse
+from .messages import MAX_REFUSED, ClusterMessage, MessageType, parse
 from .peers import Peer
 
 __all__ = ["Delivered", "Receipt", "Retained", "open_answer", "open_message", "open_question"]
@@ -221,10 +221,13 @@ class Receipt:
     Attributes:
         taken: the highest number that was delivered here and put into the outboxes of all peers.
         told: the highest number that the emitter was told of.
+        refused: numbers of messages that nobody got, as they could not be passed on; those above `MAX_REFUSED` are not
+            noted.
     """
 
     taken: int = 0
     told: int = 0
+    refused: list[int] = field(default_factory=list)
     _upto: int = 0
     _awaited: list[tuple[Peer, int]] = field(default_factory=list)
 
@@ -249,6 +252,17 @@ class Receipt:
             self._awaited = [(peer, peer.session.next_sequence - 1) for peer in owed]
             self._see_acknowledged(owed)
         return self.told if self.told > before else None
+
+    def refuse(self, number: int) -> None:
+        """This message is not passed on. It is not kept for ever either: it counts as taken."""
+        if len(self.refused) < MAX_REFUSED:
+            self.refused.append(number)
+
+    def take_refused(self) -> list[int]:
+        """The refused ones among those that the emitter is told of now."""
+        taken = [number for number in self.refused if number <= self.told]
+        self.refused = [number for number in self.refused if number > self.told]
+        return taken
 
     def _see_acknowledged(self, owed: Collection[Peer]) -> None:
         self._awaited = [

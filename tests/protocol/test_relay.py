@@ -13,7 +13,7 @@ from gevent_mesh.errors import MessageError
 from gevent_mesh.protocol import messages
 from gevent_mesh.protocol.frames import SessionState
 from gevent_mesh.protocol.membership import Backoff, Member, PeerState
-from gevent_mesh.protocol.messages import MessageType
+from gevent_mesh.protocol.messages import MAX_REFUSED, MessageType
 from gevent_mesh.protocol.peers import Peer
 from gevent_mesh.protocol.relay import Delivered, Receipt, Retained, open_message
 from gevent_mesh.protocol.session import Session
@@ -192,6 +192,24 @@ class TestReceipt:
         assert receipt.settle([one]) is None
         one.session.acknowledge(1)
         assert receipt.settle([one, two]) == 1
+
+    def test_what_was_refused_is_told_once_with_the_number_that_covers_it(self) -> None:
+        receipt = Receipt()
+        receipt.taken = 2
+        receipt.refuse(2)
+        assert receipt.settle([]) == 2
+        receipt.refuse(4)
+        assert receipt.take_refused() == [2]
+        assert receipt.take_refused() == []
+        receipt.taken = 4
+        assert receipt.settle([]) == 4
+        assert receipt.take_refused() == [4]
+
+    def test_what_is_noted_as_refused_is_bounded(self) -> None:
+        receipt = Receipt()
+        for number in range(1, MAX_REFUSED + 100):
+            receipt.refuse(number)
+        assert len(receipt.refused) == MAX_REFUSED
 
 
 def inner(kind: MessageType, data: dict[str, object], uid: str = EMITTER) -> bytes:
