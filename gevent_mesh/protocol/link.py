@@ -496,7 +496,7 @@ class LinkProtocol:
         if peer is None:
             raise RuntimeError("proved without a name")
         if peer.channel != self._us.channel:
-            raise self._refusal(Refusal.CHANNEL, f"our channel is {self._us.channel!r}, theirs {peer.channel!r}")
+            raise self._refusal(Refusal.CHANNEL, f"{_on_channel(self._us)}, {_on_channel(peer)}")
         self.phase = Phase.PROVEN
         yield Proven(peer)
         if self.phase is Phase.PROVEN:
@@ -579,3 +579,8 @@ def _unpack_all(body: memoryview) -> Iterator[object]:
 
 def _state_bytes(state: SessionState) -> bytes:
     return b"".join((state.stream, state.their_stream, state.received.to_bytes(8, "big")))
+
+
+def _on_channel(identity: Identity) -> str:
+    """By name, and not "ours" and "theirs": the other side logs it as well."""
+    return f"{identity.role.name.lower()} {identity.uid} is on channel {identity.channel!r}"

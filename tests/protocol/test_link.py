@@ -444,7 +444,10 @@ def test_a_listener_with_our_own_name_is_refused() -> None:
 def test_another_channel_is_refused_and_only_after_the_proof() -> None:
     a, b = dialer(channel="one"), listener(channel="two")
     _refused(a, b, Refusal.CHANNEL, "listener")
-    assert "'one'" in str(b.error)
+    # Both log it.
+    for error in (a.error, b.error):
+        assert f"node {LOW} is on channel 'one'" in str(error)
+        assert f"node {HIGH} is on channel 'two'" in str(error)
     a, b = dialer(channel="one", keys=Keys(["another token of theirs"])), listener(channel="two")
     _refused(a, b, Refusal.UNAUTHORIZED, "listener")
 
