@@ -516,7 +516,12 @@ class GeventMeshManager(ClusterApi, PubSubManager):  # type: ignore[misc]  # pyt
         encoded = self._packets.encode(event, arguments_of(data), selection.namespace)
         request_id = None if callback is None else emitter.expect(callback)
         message = messages.broadcast(selection.opts, encoded=encoded, codec=self._packets.codec, request_id=request_id)
-        emitter.publish(MessageType.BROADCAST, selection.namespace, message)
+        try:
+            emitter.publish(MessageType.BROADCAST, selection.namespace, message)
+        except Exception:
+            if request_id is not None:
+                emitter.expect_no_more(request_id)
+            raise
 
     def _tell_nodes(self, kind: MessageType, namespace: str | None, data: dict[str, Any]) -> None:
         self._node.publish(kind, namespace or "/", data)

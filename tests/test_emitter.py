@@ -271,6 +271,12 @@ class TestCallbacks:
         made = emitter._emitter._courier
         eventually(lambda: len(made.calls) == 0)
 
+    def test_an_event_that_is_not_published_leaves_no_callback(self, nodes: list[PaperNode], make_emitter: Any) -> None:
+        emitter = make_emitter(nodes, buffered_amount_threshold=64 * 1024)
+        with pytest.raises(PayloadTooLarge):
+            emitter.emit("large", "x" * 70_000, callback=print)
+        assert len(emitter._emitter._courier.calls) == 0
+
     def test_a_callback_that_fails_is_logged(
         self, nodes: list[PaperNode], emitter: GeventMeshManager, caplog: pytest.LogCaptureFixture
     ) -> None:

@@ -339,10 +339,8 @@ class Courier:
         news = sum(self._retained.first_number <= number <= upto for number in set(refused))
         if news:
             self._refused += news
-            self._logger.error(
-                "%d messages are lost: the node does not take them; do all have the same buffered_amount_threshold?",
-                news,
-            )
+            many = "1 message is" if news == 1 else f"{news} messages are"
+            self._logger.error("%s lost: a node refused; do all have the same buffered_amount_threshold?", many)
         self._retained.relayed(upto)
 
     def told(self, data: dict[str, Any]) -> None:

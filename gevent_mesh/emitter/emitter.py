@@ -79,6 +79,12 @@ class Emitter(Node):
         """
         return self._running().calls.open(callback, monotonic())
 
+    def expect_no_more(self, request_id: str) -> None:
+        """The broadcast has not been published."""
+        courier = self._courier
+        if courier is not None:
+            courier.calls.ended(request_id)
+
     def flush(self, timeout: float) -> bool:
         """Wait until every node has what was published.
 
@@ -109,11 +115,6 @@ class Emitter(Node):
     def wait_for_node(self, timeout: float | None) -> bool:
         """Start, and wait for the link to a node; without end if `timeout` is None."""
         return self._running().wait_for_node(timeout)
-
-    @property
-    def trouble(self) -> str:
-        """Why nothing can be sent now, for people."""
-        return "" if self._courier is None else self._courier.trouble
 
     # ------------------------------------------------------------------ life
 

@@ -39,7 +39,6 @@ __all__ = [
     "encode",
     "encode_anywhere",
     "fetch_sockets",
-    "fetched_sockets",
     "options",
     "pack_socket",
     "packed_sockets",
@@ -209,11 +208,6 @@ def disconnect_sockets(opts: dict[str, Any], *, close: bool = False, request_id:
 def fetch_sockets(opts: dict[str, Any], request_id: str) -> dict[str, Any]:
     """Data of a FETCH_SOCKETS, a COUNT_SOCKETS or a LIST_ROOMS: what to tell of the selected clients."""
     return {"opts": opts, "requestId": request_id}
-
-
-def fetched_sockets(request_id: str, sockets: list[dict[str, Any]]) -> dict[str, Any]:
-    """Data of a FETCH_SOCKETS_RESPONSE for a Node peer: ``{id, handshake, rooms, data}`` of each socket."""
-    return {"requestId": request_id, "sockets": sockets}
 
 
 def packed_sockets(request_id: str, packed: list[bytes], *, more: bool = False) -> dict[str, Any]:

@@ -499,7 +499,7 @@ class TestBadPeers:
             answers: list[tuple[MessageType, Any]] = [
                 (MessageType.ANSWER, lambda id: messages.answer_count(id, 1)),
                 (MessageType.ANSWER, lambda id: messages.answer_rooms(id, [("a", 1)])),
-                (MessageType.FETCH_SOCKETS_RESPONSE, lambda id: messages.fetched_sockets(id, [])),
+                (MessageType.FETCH_SOCKETS_RESPONSE, lambda id: {"requestId": id, "sockets": []}),
                 (MessageType.SERVER_SIDE_EMIT_RESPONSE, lambda id: messages.server_side_answer(id, 1)),
                 (MessageType.BROADCAST_ACK, lambda id: messages.broadcast_ack(id, [1])),
             ]

@@ -96,7 +96,7 @@ VALID: list[tuple[MessageType, Any]] = [
     (MessageType.DISCONNECT_SOCKETS, {"opts": OPTS}),
     (MessageType.FETCH_SOCKETS, {"opts": OPTS, "requestId": "ab"}),
     (MessageType.FETCH_SOCKETS_RESPONSE, {"requestId": "ab", "sockets": []}),
-    (MessageType.FETCH_SOCKETS_RESPONSE, messages.fetched_sockets("ab", [SOCKET, SOCKET])),
+    (MessageType.FETCH_SOCKETS_RESPONSE, {"requestId": "ab", "sockets": [SOCKET, SOCKET]}),
     (MessageType.COUNT_SOCKETS, messages.fetch_sockets(OPTS, "ab")),
     (MessageType.LIST_ROOMS, messages.fetch_sockets(OPTS, "ab")),
     (MessageType.ANSWER, messages.answer_count("ab", 0)),

@@ -326,7 +326,7 @@ def test_what_node_cannot_count_is_fetched_and_counted_here() -> None:
     assert bodies == [wire(MessageType.FETCH_SOCKETS, question), wire(MessageType.SOCKETS_JOIN, plainly)]
 
     sockets = [{"id": sid, "handshake": {}, "rooms": [sid, *rooms]} for sid, rooms in (("x", [1, "a"]), ("y", ["a"]))]
-    answered = wire(MessageType.FETCH_SOCKETS_RESPONSE, messages.fetched_sockets("ab", sockets))
+    answered = wire(MessageType.FETCH_SOCKETS_RESPONSE, {"requestId": "ab", "sockets": sockets})
     (answer,) = nodejs.read_message(answered)
     assert answer is not None
     assert nodejs.as_answer(MessageType.FETCH_SOCKETS, answer) is answer

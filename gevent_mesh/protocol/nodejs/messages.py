@@ -165,9 +165,6 @@ _COUNTED = (MessageType.SOCKETS_JOIN, MessageType.SOCKETS_LEAVE, MessageType.DIS
 _READY = b"\xc1"
 """Stands before an answer that is in Node's form already. (msgpack never uses this byte.)"""
 
-_RELAY = 41
-"""What an emitter has published, passed on by its node: in `data`, ``message`` is a whole cluster message."""
-
 
 def is_request(message: ClusterMessage) -> bool:
     """Whether its sender waits for this node's answer."""
@@ -303,7 +300,7 @@ class Translator:
 def _native(message: bytes) -> dict[str, Any]:
     """What our own nodes get, decoded; of what an emitter has published, the message itself."""
     value: dict[str, Any] = msgpack.unpackb(message, raw=False, strict_map_key=False)
-    return _native(value["data"]["message"]) if value["type"] == _RELAY else value
+    return _native(value["data"]["message"]) if value["type"] == MessageType.RELAY else value
 
 
 def pack(value: object) -> bytes:
