@@ -477,7 +477,7 @@ class TestBadPeers:
         asking, other, _ = nodes
         kinds = {
             MessageType.ANSWER: messages.answer_count("0" * 16, 1),
-            MessageType.FETCH_SOCKETS_RESPONSE: messages.fetched_sockets("0" * 16, []),
+            MessageType.FETCH_SOCKETS_RESPONSE: {"requestId": "0" * 16, "sockets": []},
             MessageType.BROADCAST_ACK: messages.broadcast_ack("0" * 16, [1]),
             MessageType.BROADCAST_CLIENT_COUNT: messages.client_count("0" * 16, 1),
             MessageType.CLIENTS_GONE: messages.clients_gone("0" * 16, 1),
