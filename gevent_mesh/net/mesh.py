@@ -485,6 +485,9 @@ class Mesh:
     def _replace(self, old: Link) -> None:
         old.cut("replaced by a newer link")
         if not old.ended.wait(STUCK_READER_SECONDS):
+            if old.is_at_work:
+                # Half of a command would be done, and counted as done.
+                raise HandshakeError(Refusal.BUSY, "the pair's former link is still at work on a message")
             self._logger.error("the reader of %r is stuck; it is killed", old)
             old.kill("stuck")
             old.ended.wait(STUCK_READER_SECONDS)
