@@ -28,7 +28,9 @@ MAX_AUTH_BYTES = 4096
 MAX_DATA_BYTES = 64 * 1024
 """The most of a client's session that other nodes are told."""
 MAX_NAMESPACES = 60
-"""The most namespaces that a heartbeat names; its decoder takes 64 of anything."""
+MAX_NAMESPACE_BYTES = 256
+"""The most namespaces that a heartbeat names, and the longest: its decoder takes 64 of anything, of 1 KiB at most.
+(Where a server takes any namespace, its clients make them up.)"""
 
 
 class Clients:
@@ -48,20 +50,39 @@ class Clients:
     # ------------------------------------------------------------------ what python-socketio does (see the manager)
 
     def watch(self, server: Any) -> None:
-        """Remember what clients of this server send as `auth`; python-socketio only passes it to the application."""
-        connect = getattr(server, "_handle_connect", None)
-        if connect is None:
-            return
+        """See clients of this server come and go.
+
+        What they send as `auth` is remembered; python-socketio only passes it to the application. And a client whose
+        connect or disconnect handler has failed does not stay in the tables, as it would: it is not there.
+        """
+        connect, disconnect = server._handle_connect, server._handle_eio_disconnect
 
         def handle_connect(eio_sid: str, namespace: str | None, data: Any) -> None:
             key = (eio_sid, namespace or "/")
             self._offered[key] = data
             try:
                 connect(eio_sid, namespace, data)
+            except BaseException:
+                self._drop(eio_sid, key[1])
+                raise
             finally:
                 self._offered.pop(key, None)
 
+        def handle_disconnect(eio_sid: str, *reason: Any) -> None:
+            try:
+                disconnect(eio_sid, *reason)
+            finally:
+                for namespace in list(self._manager.rooms):
+                    self._drop(eio_sid, namespace)
+
         server._handle_connect = handle_connect
+        server._handle_eio_disconnect = handle_disconnect
+        server.eio.on("disconnect", handle_disconnect)
+
+    def _drop(self, eio_sid: str, namespace: str) -> None:
+        sid = self._manager.sid_from_eio_sid(eio_sid, namespace)
+        if sid is not None:
+            self._manager.basic_disconnect(sid, namespace)
 
     def entered(self, sid: str, namespace: str, room: Hashable, eio_sid: str | None) -> None:
         """A client is in one more room; None is the room that it enters first."""
@@ -132,7 +153,8 @@ class Clients:
             return []
         named = server.namespaces if isinstance(server.namespaces, (list, tuple)) else ()
         found = dict.fromkeys([*server.handlers, *server.namespace_handlers, *named, *self._manager.rooms])
-        return [namespace for namespace in found if namespace != "*"][:MAX_NAMESPACES]
+        told = [name for name in found if name != "*" and len(name.encode("utf-8", "replace")) <= MAX_NAMESPACE_BYTES]
+        return told[:MAX_NAMESPACES]
 
     def rooms_of(self, sid: str, namespace: str) -> list[Hashable]:
         """The rooms that a client is in, apart from its own."""
@@ -223,13 +245,16 @@ class Clients:
         """
         count = 0
         for sid in in_slices(sids):
+            if not self.is_ours(sid, namespace):
+                continue
             count += 1
             if close:
                 gevent.spawn(self._manager.server.eio.disconnect, self.eio_sid(sid, namespace))
             else:
                 gevent.spawn(self._manager.server.disconnect, sid, namespace=namespace, ignore_queue=True)
-            # It runs now, up to the point where a handler waits.
-            gevent.sleep(0)
+            # It runs now, up to the point where a handler waits. (In the hub, which must not wait, it runs next.)
+            if gevent.getcurrent() is not gevent.get_hub():
+                gevent.sleep(0)
         return count
 
 
