@@ -190,6 +190,16 @@ class Clients:
 
     # ------------------------------------------------------------------ what can be done to them
 
+    def check_enterable(self, namespace: str, rooms: Iterable[Hashable]) -> None:
+        """Refuse rooms that are clients' own.
+
+        Raises:
+            ValueError: a room is the sid of a client of this node.
+        """
+        for room in rooms:
+            if self.is_ours(room, namespace):
+                raise ValueError(f"{room!r} is the sid of a client: nobody else can enter its room")
+
     def enter(self, sids: Iterable[str], namespace: str, rooms: Iterable[Hashable]) -> int:
         """Put clients into rooms.
 

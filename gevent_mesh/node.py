@@ -121,6 +121,13 @@ class Node:
             self._logger.warning("used %s: other nodes take no part in it; call start() first if they should", state)
         return self.mesh
 
+    @property
+    def knows_nodes(self) -> bool:
+        """Whether it is known which other nodes there are: discovery has said so, or none is to be asked."""
+        if not self.config.discovery:
+            return True
+        return self.mesh is not None and not self.mesh.outboxes.awaits_roster
+
     def encode(self, kind: MessageType, namespace: str, data: dict[str, Any]) -> bytes:
         """Encode a message of this node.
 

@@ -185,12 +185,13 @@ class ClusterApi:
         Raises:
             ValueError: `rooms` has None, or the sid of a client of this node.
         """
-        entered = _rooms_to_change(rooms)
+        entered, selection = _rooms_to_change(rooms), Selection.of(namespace, room, except_rooms)
+        self._clients.check_enterable(selection.namespace, entered)
         return self._command(
             MessageType.SOCKETS_JOIN,
-            Selection.of(namespace, room, except_rooms),
+            selection,
             lambda opts, request_id: messages.sockets_join(opts, entered, request_id),
-            lambda sids: self._clients.enter(sids, namespace, entered),
+            lambda sids: self._clients.enter(sids, selection.namespace, entered),
             timeout,
         )
 
@@ -211,12 +212,12 @@ class ClusterApi:
         timeout: float | None = None,
     ) -> ClientCount | None:
         """Take the selected clients of all nodes out of a room, or out of several. As `sockets_join`."""
-        left = _rooms_to_change(rooms)
+        left, selection = _rooms_to_change(rooms), Selection.of(namespace, room, except_rooms)
         return self._command(
             MessageType.SOCKETS_LEAVE,
-            Selection.of(namespace, room, except_rooms),
+            selection,
             lambda opts, request_id: messages.sockets_leave(opts, left, request_id),
-            lambda sids: self._clients.leave(sids, namespace, left),
+            lambda sids: self._clients.leave(sids, selection.namespace, left),
             timeout,
         )
 
@@ -242,11 +243,12 @@ class ClusterApi:
         Args:
             close: end their connections, and so all of their namespaces.
         """
+        selection = Selection.of(namespace, room, except_rooms)
         return self._command(
             MessageType.DISCONNECT_SOCKETS,
-            Selection.of(namespace, room, except_rooms),
+            selection,
             lambda opts, request_id: messages.disconnect_sockets(opts, close=close, request_id=request_id),
-            lambda sids: self._clients.disconnect(sids, namespace, close=close),
+            lambda sids: self._clients.disconnect(sids, selection.namespace, close=close),
             timeout,
         )
 

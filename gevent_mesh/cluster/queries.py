@@ -94,7 +94,13 @@ class Queries(Service):
         peers = mesh.table.reachable(namespace) if mesh is not None else []
         missing = mesh.table.unreachable() if mesh is not None else []
         deadline = monotonic() + timeout
-        request = Request([peer.uid for peer in peers], [peer.uid for peer in missing], _taking(kind, take), deadline)
+        request = Request(
+            [peer.uid for peer in peers],
+            [peer.uid for peer in missing],
+            _taking(kind, take),
+            deadline,
+            knows_nodes=self._node.knows_nodes,
+        )
         message = self._node.encode(kind, namespace, make_data(request.id))
         self._requests.open(request)
         if mesh is not None:
