@@ -22,10 +22,10 @@ from .fanout import Fanout
 from .net.pause import in_slices
 from .selection import Selection
 
-__all__ = ["Clients"]
+__all__ = ["Clients", "packed_bytes"]
 
 MAX_AUTH_BYTES = 4096
-MAX_DATA_BYTES = 64 * 1024
+MAX_DATA_BYTES = 32 * 1024
 """The most of a client's session that other nodes are told."""
 MAX_NAMESPACES = 60
 MAX_NAMESPACE_BYTES = 256
@@ -166,7 +166,7 @@ class Clients:
         return {
             "id": sid,
             "handshake": self._handshake(sid, eio_sid),
-            "rooms": [sid, *self.rooms_of(sid, namespace)],
+            "rooms": [sid, *(room for room in self.rooms_of(sid, namespace) if packed_bytes(room) is not None)],
             "data": _encodable(self._session(eio_sid, namespace), MAX_DATA_BYTES),
         }
 
@@ -285,14 +285,15 @@ def _encodable(session: dict[Any, Any], limit_bytes: int) -> dict[str, Any]:
     """What other nodes can be told of a session."""
     told = {}
     for key, value in session.items():
-        size = _packed_bytes(value)
+        size = packed_bytes([key, value])
         if isinstance(key, str) and size is not None and size <= limit_bytes:
             told[key] = value
             limit_bytes -= size
     return told
 
 
-def _packed_bytes(value: Any) -> int | None:
+def packed_bytes(value: Any) -> int | None:
+    """The size of a value in msgpack, None if it has no form there."""
     try:
         return len(_packer.pack(value))
     except (TypeError, ValueError, OverflowError):

@@ -278,7 +278,7 @@ class ClusterApi:
         """
 
         def register(function: H) -> H:
-            self._server_events.handle(event, namespace, function)
+            self._server_events.handle(event, namespace or "/", function)
             return function
 
         return register if handler is None else register(handler)
@@ -291,7 +291,8 @@ class ClusterApi:
         Raises:
             PayloadError: an argument has no form in msgpack, or it is too large; nobody has got it.
         """
-        self._node.publish(MessageType.SERVER_SIDE_EMIT, namespace, messages.server_side_emit([event, *args]))
+        packet = _server_side_packet(event, args)
+        self._node.publish(MessageType.SERVER_SIDE_EMIT, namespace or "/", messages.server_side_emit(packet))
 
     def server_side_call(
         self, event: str, *args: Any, namespace: str = "/", timeout: float = DEFAULT_TIMEOUT_SECONDS
@@ -321,8 +322,8 @@ class ClusterApi:
             return True
 
         _check_timeout(timeout)
-        data = partial(messages.server_side_emit, [event, *args])
-        request = self._queries.ask(MessageType.SERVER_SIDE_EMIT, namespace, data, take, timeout)
+        data = partial(messages.server_side_emit, _server_side_packet(event, args))
+        request = self._queries.ask(MessageType.SERVER_SIDE_EMIT, namespace or "/", data, take, timeout)
         self._requests.wait(request)
         request.missing |= answers.errors.keys()
         request.note(answers, request.expected_nodes, len(answers))
@@ -451,6 +452,12 @@ def _rooms_to_change(rooms: Any) -> list[Hashable]:
     if None in names or rooms is None:
         raise ValueError("a client cannot enter or leave the room None: name one room, or several")
     return names
+
+
+def _server_side_packet(event: str, arguments: tuple[Any, ...]) -> list[Any]:
+    if not isinstance(event, str):
+        raise TypeError(f"an event's name must be text, not {event!r}")
+    return [event, *arguments]
 
 
 def _check_timeout(timeout: float) -> None:

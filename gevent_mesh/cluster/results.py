@@ -134,7 +134,7 @@ class RemoteSocket:
     def data(self) -> dict[str, Any]:
         """Its session: what `save_session` has put there, and with Flask-SocketIO `flask.session` as handlers see it.
 
-        Only what msgpack has a form for, and at most 64 KiB of it.
+        Only what msgpack has a form for, and at most 32 KiB of it.
         """
         data = self._read().get("data")
         return data if isinstance(data, dict) else {}

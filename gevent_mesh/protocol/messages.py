@@ -40,6 +40,7 @@ __all__ = [
     "encode_anywhere",
     "fetch_sockets",
     "fetched_sockets",
+    "one_client",
     "options",
     "pack_socket",
     "packed_sockets",
@@ -202,6 +203,14 @@ def disconnect_sockets(opts: dict[str, Any], *, close: bool = False, request_id:
         close: end their connections, and so all of their namespaces.
     """
     return _with_id({"opts": opts, "close": close}, request_id)
+
+
+def one_client(data: dict[str, Any]) -> dict[str, Any]:
+    """Data of a SOCKETS_JOIN, SOCKETS_LEAVE or DISCONNECT_SOCKETS that is for the client with the sid in `opts` alone.
+
+    Without it, what an application takes for a sid, and is the name of a room, would be that room.
+    """
+    return {**data, "client": True}
 
 
 def fetch_sockets(opts: dict[str, Any], request_id: str) -> dict[str, Any]:
@@ -448,6 +457,11 @@ def _request_id(data: dict[str, Any]) -> None:
     _need(type(request_id) is str and 0 < len(request_id) <= MAX_REQUEST_ID_CHARS, "requestId must be a short text")
 
 
+def _one_client(data: dict[str, Any]) -> None:
+    _need(type(data.get("client", False)) is bool, "client must be true or false")
+    _need(not data.get("client") or len(data["opts"]["rooms"]) == 1, "a client has one sid")
+
+
 def _optional_request_id(data: dict[str, Any]) -> None:
     if data.get("requestId") is not None:
         _request_id(data)
@@ -478,6 +492,7 @@ def _broadcast(data: dict[str, Any]) -> None:
 def _move(data: dict[str, Any]) -> None:
     _opts(data)
     _optional_request_id(data)
+    _one_client(data)
     _room_list(data, "rooms")
     # To python-socketio None is the room of everybody in the namespace: whoever left it would be lost to its node.
     _need(None not in data["rooms"], "a client cannot enter or leave the room None")
@@ -486,6 +501,7 @@ def _move(data: dict[str, Any]) -> None:
 def _disconnect(data: dict[str, Any]) -> None:
     _opts(data)
     _optional_request_id(data)
+    _one_client(data)
     _need(type(data.get("close", False)) is bool, "close must be true or false")
 
 
