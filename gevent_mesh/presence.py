@@ -67,7 +67,7 @@ class _Worker:
             while self._has_work():
                 try:
                     self._step()
-                except Exception:
+                except (Exception, gevent.Timeout):
                     self._logger.exception("%s failed", self._what)
         finally:
             self._runs = False
@@ -248,7 +248,7 @@ class Presence:
         for callback in tuple(self._followers[notice.change]):
             try:
                 callback(notice.user)
-            except Exception:
+            except (Exception, gevent.Timeout):
                 self._logger.exception("a function that follows who is online failed, for user %r", notice.user.id)
 
 

@@ -196,6 +196,24 @@ def test_a_function_that_fails_stops_neither_the_others_nor_the_next_call(
     assert "for user 'ada'" in caplog.text
 
 
+def test_a_function_that_runs_out_of_time_stops_nobody_either(
+    alone: GeventMeshManager, caplog: pytest.LogCaptureFixture
+) -> None:
+    presence, events = alone.presence(), []
+
+    @presence.on_join
+    def waits(_user: PresentUser) -> None:
+        with gevent.Timeout(0.01):
+            Event().wait()
+
+    presence.on_join(lambda user: events.append(user.id))
+    for user in ("ada", "bob"):
+        presence.track(client(alone), user)
+    # At once, and not when the next sweep finds that something was left undone.
+    eventually(lambda: events == ["ada", "bob"], 0.5)
+    assert caplog.text.count("gevent.timeout.Timeout: 0.01 seconds") == 2
+
+
 def test_a_slow_function_is_not_told_what_was_undone_meanwhile(alone: GeventMeshManager) -> None:
     presence, events, goes_on = alone.presence(), [], Event()
 
