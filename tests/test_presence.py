@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import itertools
 import logging
+import statistics
 from collections.abc import Callable, Iterator
 from time import monotonic
 from typing import Any
@@ -234,6 +235,31 @@ def test_a_slow_function_is_not_told_what_was_undone_meanwhile(alone: GeventMesh
     eventually(lambda: len(events) > 1)
     eventually(lambda: not presence._table.has_notice)
     assert events == [("join", "first"), ("join", "last")]
+
+
+def test_a_thousand_calls_let_others_run(alone: GeventMeshManager, request: pytest.FixtureRequest) -> None:
+    presence, called = alone.presence(), []
+
+    @presence.on_join
+    def joined(user: PresentUser) -> None:
+        called.append(user.id)
+        ends = monotonic() + 0.0001
+        while monotonic() < ends:
+            pass
+
+    gc.disable()
+    request.addfinalizer(gc.enable)
+    longest = []
+    for _ in range(5):
+        sids = [client(alone) for _ in range(1000)]
+        stalls = Stalls()
+        for sid in sids:
+            presence.track(sid, sid)
+        eventually(lambda: not presence._table.has_notice)
+        longest.append(stalls.end())
+    assert len(called) == 5000
+    print(f"\n    longest stalls {[round(seconds * 1000, 1) for seconds in longest]} ms")
+    assert statistics.median(longest) < 0.02
 
 
 # ---------------------------------------------------------------------- two nodes

@@ -8,7 +8,7 @@ from typing import TypeVar
 
 import gevent
 
-__all__ = ["SLICE_SECONDS", "give_way", "in_slices"]
+__all__ = ["ITEMS_SLICE_SECONDS", "SLICE_SECONDS", "give_way", "in_slices"]
 
 SLICE_SECONDS = 0.005
 """How long a reader works before it lets others run."""

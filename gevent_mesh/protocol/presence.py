@@ -20,7 +20,7 @@ Rules:
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
@@ -563,11 +563,20 @@ class PresenceTable:
         """Whether something is owed to those who watch."""
         return bool(self._owed)
 
-    def next_notice(self) -> Notice | None:
-        """What is owed for the longest time, and is not owed from now on."""
+    def next_notice(self, wanted: Collection[Change] = tuple(Change)) -> Notice | None:
+        """What is owed for the longest time, and is not owed from now on.
+
+        Args:
+            wanted: changes that somebody listens to. Making the user of any other would be work for nothing.
+
+        Returns:
+            None if nothing is owed, or nobody listens to it.
+        """
         if not self._owed:
             return None
         user, owed = self._owed.popitem(last=False)
+        if owed.change not in wanted:
+            return None
         return Notice(owed.change, owed.last or _made(user, self._users[user]))
 
 
