@@ -127,11 +127,11 @@ class Presence:
         Args:
             sid: the client. It must be connected to this node and namespace, or be about to: its connect handler may
                 call this.
-            user: the application's name for the user: a text of at most 256 characters or an int.
+            user: the application's name for the user: a text of 1 to 256 characters or a 64-bit int.
             meta: what every node should know of it, at most 4 KiB when encoded as msgpack.
 
         Raises:
-            ValueError: the client is not connected here, or something is too large.
+            ValueError: the client is not connected here, the user is the empty text, or something is too large.
             TypeError: the user is neither a text nor an int, or the metadata cannot be encoded.
         """
         sid, user, packed = check_sid(sid), check_user(user), pack_meta({} if meta is None else meta)
@@ -176,6 +176,9 @@ class Presence:
 
         Returns:
             `callback`, so that this can be a decorator.
+
+        Raises:
+            TypeError: it is no function.
         """
         return self._follow(Change.JOINED, callback)
 
@@ -191,6 +194,8 @@ class Presence:
         return self._follow(Change.UPDATED, callback)
 
     def _follow(self, change: Change, callback: Callback) -> Callback:
+        if not callable(callback):
+            raise TypeError(f"what follows who is online must be a function, not {type(callback).__name__}")
         self._table.watch()
         self._followers[change].append(callback)
         return callback
@@ -273,7 +278,13 @@ class PresenceService(Service):
         self._is_full = False
 
     def of(self, namespace: str) -> Presence:
-        """The presence of one namespace, always the same object."""
+        """The presence of one namespace, always the same object.
+
+        Raises:
+            TypeError: the namespace is no text.
+        """
+        if not isinstance(namespace, str):
+            raise TypeError(f"a namespace must be a str, not {type(namespace).__name__}")
         space = self._spaces.get(namespace)
         if space is None:
             space = self._spaces[namespace] = Presence(self._node, self._clients, namespace, self._logger)

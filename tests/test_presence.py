@@ -120,7 +120,15 @@ def test_a_client_that_is_not_here_cannot_be_tracked(alone: GeventMeshManager) -
 
 @pytest.mark.parametrize(
     ("arguments", "error"),
-    [((None, "ada"), TypeError), (("sid", None), TypeError), (("sid", True), TypeError), (("sid", 1, []), TypeError)],
+    [
+        ((None, "ada"), TypeError),
+        (("sid", None), TypeError),
+        (("sid", True), TypeError),
+        (("sid", 1, []), TypeError),
+        (("sid", ""), ValueError),
+        (("sid", "x" * 257), ValueError),
+        (("sid", 2**64), ValueError),
+    ],
 )
 def test_nonsense_is_refused_and_changes_nothing(
     alone: GeventMeshManager, arguments: tuple[Any, ...], error: type[Exception]
@@ -128,6 +136,26 @@ def test_nonsense_is_refused_and_changes_nothing(
     with pytest.raises(error):
         alone.presence().track(*arguments)
     assert len(alone.presence()) == 0
+
+
+def test_a_missing_user_id_is_called_so(alone: GeventMeshManager) -> None:
+    with pytest.raises(ValueError, match="is the user's id missing"):
+        alone.presence().track(client(alone), "")
+
+
+@pytest.mark.parametrize("follow", ["on_join", "on_leave", "on_update"])
+def test_only_functions_can_follow(alone: GeventMeshManager, follow: str) -> None:
+    presence = alone.presence()
+    with pytest.raises(TypeError, match="must be a function, not int"):
+        getattr(presence, follow)(5)
+    assert not any(presence._followers.values())
+
+
+def test_a_namespace_must_be_a_text(alone: GeventMeshManager) -> None:
+    nonsense: Any = 4
+    with pytest.raises(TypeError, match="must be a str, not int"):
+        alone.presence(nonsense)
+    assert not alone._presence._spaces
 
 
 def test_a_write_only_manager_has_no_presence() -> None:

@@ -50,7 +50,13 @@ class ServerEvents(Service):
         }
 
     def handle(self, event: str, namespace: str, handler: Callable[..., Any]) -> None:
-        """Call this handler for an event from now on, and no other."""
+        """Call this handler for an event from now on, and no other.
+
+        Raises:
+            TypeError: it is no function.
+        """
+        if not callable(handler):
+            raise TypeError(f"the handler of {event!r} must be a function, not {type(handler).__name__}")
         self._handled[namespace, event] = handler
 
     def _on_answer(self, peer: Peer, message: ClusterMessage) -> None:

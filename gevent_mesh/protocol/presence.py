@@ -133,10 +133,12 @@ def check_user(user: object) -> UserId:
 
     Raises:
         TypeError: it is something else.
-        ValueError: it is too large to travel.
+        ValueError: it is too large to travel, or the empty text, which is nearly always an id that is missing.
     """
     if isinstance(user, str):
         text = str.__str__(user)
+        if not text:
+            raise ValueError("a user id must not be the empty text: is the user's id missing?")
         if len(text) > MAX_USER_CHARS or not is_sendable(text):
             raise ValueError(f"a user id must be valid Unicode of at most {MAX_USER_CHARS} characters")
         return text

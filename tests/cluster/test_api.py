@@ -381,6 +381,13 @@ class TestServerEvents:
         assert answers == {third.manager.uid: 1}
         assert "cannot be sent" in answers.errors[other.manager.uid]
 
+    def test_only_a_function_can_handle_an_event(self, alone: PaperNode) -> None:
+        nonsense: Any = 5
+        with pytest.raises(TypeError, match="the handler of 'event' must be a function, not int"):
+            alone.manager.on("event", nonsense)
+        with pytest.raises(TypeError, match="must be a function"):
+            alone.manager.on("event")(nonsense)
+
     def test_arguments_that_cannot_be_sent_raise(self, nodes: list[PaperNode]) -> None:
         with pytest.raises(PayloadError):
             nodes[0].manager.server_side_emit("event", {1, 2})
