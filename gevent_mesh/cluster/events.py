@@ -4,8 +4,8 @@ Rules:
 
 - Every event gets a greenlet of its own, so that a handler that waits delays nobody; they start in the order in which
   one node sent them.
-- Whoever asks is answered once by each node, also where there is no handler, or where it fails or its greenlet is killed:
-  with an error then.
+- Whoever asks is answered once by each node, also where there is no handler, or where it fails or is killed: with an
+  error then.
 """
 
 from __future__ import annotations
