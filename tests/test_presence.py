@@ -24,8 +24,8 @@ from gevent_mesh.protocol.presence_messages import presence_delta
 from gevent_mesh_discovery import DiscoveryServer
 from tests.support import eventually
 
-STALL_SECONDS = 0.1
-"""What counts as a stall on a machine that has other things to do. Measured alone: under 20 ms."""
+STALL_SECONDS = 0.02
+"""What counts as a stall; the median of several, for what others on this machine take now and then is not ours."""
 
 Make = Callable[..., GeventMeshManager]
 
@@ -287,7 +287,7 @@ def test_a_thousand_calls_let_others_run(alone: GeventMeshManager, request: pyte
         longest.append(stalls.end())
     assert len(called) == 5000
     print(f"\n    longest stalls {[round(seconds * 1000, 1) for seconds in longest]} ms")
-    assert statistics.median(longest) < 0.02
+    assert statistics.median(longest) < STALL_SECONDS
 
 
 # ---------------------------------------------------------------------- two nodes
@@ -338,7 +338,7 @@ def test_a_node_that_stops_takes_its_users_along_and_comes_back_as_another_node(
 def test_a_new_node_takes_thousands_of_clients_without_a_stall(
     make: Make, discovery: str, request: pytest.FixtureRequest
 ) -> None:
-    one, other = make(discovery), make(discovery)
+    one = make(discovery)
     one.start()
     count, metadata = 20_000, {"name": "somebody", "avatar": "https://example.org/a.png"}
     for number in range(count):
@@ -347,20 +347,24 @@ def test_a_new_node_takes_thousands_of_clients_without_a_stall(
     # Collections of garbage are not ours to shorten: they grow with all that a process holds.
     gc.disable()
     request.addfinalizer(gc.enable)
-    stalls = Stalls()
-    began = monotonic()
-    other.start()
-    eventually(lambda: len(other.presence()) == count, 30)
-    taken, longest = monotonic() - began, stalls.end()
-    print(f"\n    {count} clients in {taken:.2f} s, longest stall of both nodes in one process {longest * 1000:.1f} ms")
-    assert other.presence().get("user 7") == one.presence().get("user 7")
-    assert longest < STALL_SECONDS
-    stalls = Stalls()
-    one.stop()
-    eventually(lambda: len(other.presence()) == 0, 30)
-    longest = stalls.end()
-    print(f"    they have left, longest stall {longest * 1000:.1f} ms")
-    assert longest < STALL_SECONDS
+    coming, going = [], []
+    for _ in range(5):
+        other = make(discovery)
+        presence = other.presence()
+        stalls, began = Stalls(), monotonic()
+        other.start()
+        eventually(lambda presence=presence: len(presence) == count, 30)  # type: ignore[misc]  # bound now
+        taken = monotonic() - began
+        coming.append(stalls.end())
+        assert presence.get("user 7") == one.presence().get("user 7")
+        stalls = Stalls()
+        other.stop(0.1)
+        eventually(lambda presence=presence: len(presence) == 0, 30)  # type: ignore[misc]  # bound now
+        going.append(stalls.end())
+    print(f"\n    {count} clients in {taken:.2f} s, longest stalls of both nodes in one process, in ms")
+    for what, longest in (("coming", coming), ("going", going)):
+        print(f"    {what}: {[round(seconds * 1000, 1) for seconds in longest]}")
+        assert statistics.median(longest) < STALL_SECONDS
 
 
 class Stalls:
