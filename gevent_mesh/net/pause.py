@@ -11,7 +11,7 @@ from typing import TypeVar
 
 import gevent
 
-__all__ = ["SLICE_SECONDS", "at_work", "give_way", "in_slices", "worked_at"]
+__all__ = ["ITEMS_SLICE_SECONDS", "SLICE_SECONDS", "at_work", "give_way", "in_slices", "worked_at"]
 
 SLICE_SECONDS = 0.005
 """How long a reader works before it lets others run."""

@@ -456,6 +456,31 @@ class TestServerEvents:
         assert answers.errors == {failing.manager.uid: "ZeroDivisionError: integer division or modulo by zero"}
         assert "Traceback" in caplog.text
 
+    def test_a_handler_that_runs_out_of_time_or_is_killed_is_an_error_at_once(self, nodes: list[PaperNode]) -> None:
+        asking, late, killed = nodes
+
+        @late.manager.on("work")
+        def waits() -> None:
+            with gevent.Timeout(0.01):
+                Event().wait()
+
+        working: list[gevent.Greenlet[..., Any]] = []
+
+        @killed.manager.on("work")
+        def is_killed() -> None:
+            working.append(gevent.getcurrent())
+            Event().wait()
+
+        calling = gevent.spawn(asking.manager.server_side_call, "work", timeout=30)
+        eventually(lambda: working)
+        working[0].kill()
+        answers = calling.get(timeout=5)
+        assert answers == {}
+        assert answers.errors == {
+            late.manager.uid: "Timeout: 0.01 seconds",
+            killed.manager.uid: "the handler was killed",
+        }
+
     def test_without_a_handler_a_node_says_so_at_once(self, nodes: list[PaperNode]) -> None:
         asking, other, none = nodes
         other.manager.on("event", lambda: None)
@@ -473,6 +498,13 @@ class TestServerEvents:
         answers = asking.manager.server_side_call("event")
         assert answers == {third.manager.uid: 1}
         assert "cannot be sent" in answers.errors[other.manager.uid]
+
+    def test_only_a_function_can_handle_an_event(self, alone: PaperNode) -> None:
+        nonsense: Any = 5
+        with pytest.raises(TypeError, match="the handler of 'event' must be a function, not int"):
+            alone.manager.on("event", nonsense)
+        with pytest.raises(TypeError, match="must be a function"):
+            alone.manager.on("event")(nonsense)
 
     def test_arguments_that_cannot_be_sent_raise(self, nodes: list[PaperNode]) -> None:
         with pytest.raises(PayloadError):
