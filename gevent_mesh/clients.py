@@ -146,15 +146,22 @@ class Clients:
         """Connections of clients, whatever their namespaces."""
         return len(self._manager.server.eio.sockets) if self.is_served else 0
 
+    def serves(self, namespace: str) -> bool:
+        """Whether a namespace is served here."""
+        return namespace in self._all_namespaces()
+
     def namespaces(self) -> list[str]:
-        """The namespaces that are served here."""
-        server = self._manager.server
-        if server is None:
-            return []
-        named = server.namespaces if isinstance(server.namespaces, (list, tuple)) else ()
-        found = dict.fromkeys([*server.handlers, *server.namespace_handlers, *named, *self._manager.rooms])
+        """The namespaces that are served here, those that are not too many and too long to be told of."""
+        found = self._all_namespaces()
         told = [name for name in found if name != "*" and len(name.encode("utf-8", "replace")) <= MAX_NAMESPACE_BYTES]
         return told[:MAX_NAMESPACES]
+
+    def _all_namespaces(self) -> dict[str, None]:
+        server = self._manager.server
+        if server is None:
+            return {}
+        named = server.namespaces if isinstance(server.namespaces, (list, tuple)) else ()
+        return dict.fromkeys([*server.handlers, *server.namespace_handlers, *named, *self._manager.rooms])
 
     def rooms_of(self, sid: str, namespace: str) -> list[Hashable]:
         """The rooms that a client is in, apart from its own."""

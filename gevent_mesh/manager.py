@@ -351,6 +351,9 @@ class GeventMeshManager(ClusterApi, PubSubManager):  # type: ignore[misc]  # pyt
             TypeError: the server's packet class cannot encode it; nobody has got it.
             EmitterError: this manager is write-only, and closed, or no node takes what waits already; nobody gets it.
         """
+        if kwargs.keys() - {"ignore_queue"}:
+            # A misspelt room would be everybody.
+            raise TypeError(f"emit() has no parameter {next(iter(kwargs.keys() - {'ignore_queue'}))!r}")
         selection = Selection.of(namespace, to or room, skip_sid)
         if kwargs.get("ignore_queue"):
             Manager.emit(self, event, data, selection.namespace, room=to or room, skip_sid=skip_sid, callback=callback)

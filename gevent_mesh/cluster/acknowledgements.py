@@ -33,6 +33,8 @@ from .requests import Request, Requests
 
 __all__ = ["Acknowledgements", "Tally"]
 
+logger = logging.getLogger(__name__)
+
 Say = Callable[[MessageType, str, dict[str, Any]], object]
 """Called with a message's type, namespace and data: sends it to whoever asked."""
 
@@ -319,7 +321,14 @@ def _tell_gone(say: Say, namespace: str, request_id: str, count: int) -> None:
 
 def in_greenlets(callback: Callable[..., object]) -> Callable[[list[Any]], None]:
     """Call an application's callback with answers that come in a reader, which must not wait for it."""
-    return lambda arguments: gevent.spawn(callback, *arguments) and None
+    return lambda arguments: gevent.spawn(_call, callback, arguments) and None
+
+
+def _call(callback: Callable[..., object], arguments: list[Any]) -> None:
+    try:
+        callback(*arguments)
+    except Exception:
+        logger.exception("the callback of an emit failed")
 
 
 def _message(kind: MessageType, data: dict[str, Any]) -> ClusterMessage:

@@ -115,7 +115,7 @@ class Queries(Service):
         """How many nodes serve a namespace, this one included."""
         mesh = self._node.mesh
         others = mesh.table.serving(namespace) if mesh is not None else []
-        return len(others) + (namespace in self._clients.namespaces())
+        return len(others) + self._clients.serves(namespace)
 
     # ------------------------------------------------------------------ this node's own part
 

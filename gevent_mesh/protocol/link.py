@@ -41,7 +41,7 @@ from .frames import (
     encode_frame,
 )
 from .handshake import Keys
-from .messages import ClusterMessage, parse
+from .messages import DECODE, ClusterMessage, parse
 from .session import Session
 from .websocket import FrameDecoder, Opcode, close_payload, frame, frame_header
 
@@ -562,9 +562,7 @@ def _unpack_all(body: memoryview) -> Iterator[object]:
 
     The size of the body bounds every container in it, so a few bytes cannot announce a huge one.
     """
-    unpacker = msgpack.Unpacker(
-        raw=False, strict_map_key=False, max_buffer_size=len(body), read_size=len(body), use_list=True
-    )
+    unpacker = msgpack.Unpacker(**DECODE, max_buffer_size=len(body), read_size=len(body), use_list=True)
     unpacker.feed(body)
     end = 0
     try:

@@ -23,6 +23,7 @@ from .frames import is_uid
 from .presence_messages import check_presence, check_wanted
 
 __all__ = [
+    "DECODE",
     "OWN_TYPES_FROM",
     "ClusterMessage",
     "MessageType",
@@ -61,6 +62,9 @@ __all__ = [
 ]
 
 MAX_REQUEST_ID_CHARS = 64
+DECODE = {"raw": False, "strict_map_key": False, "timestamp": 1}
+"""How msgpack reads messages. Timestamps become numbers: as objects they could be keys of maps, whose hashes a peer
+could choose to be all the same."""
 OWN_TYPES_FROM = 32
 """Message types from here on are ours alone."""
 MAX_NUMBER = 2**63 - 1
@@ -252,7 +256,7 @@ def unpack_socket(packed: bytes) -> dict[str, Any]:
         MessageError: it is something else.
     """
     try:
-        socket = msgpack.unpackb(packed, raw=False, strict_map_key=False)
+        socket = msgpack.unpackb(packed, **DECODE)
     except (ValueError, TypeError, msgpack.UnpackException) as exc:
         raise MessageError(f"not a socket: {exc}") from exc
     _socket(socket)

@@ -18,6 +18,7 @@ import pytest
 from gevent.event import Event
 
 from gevent_mesh.errors import HandshakeError
+from gevent_mesh.net import link as link_module
 from gevent_mesh.net import mesh as module
 from gevent_mesh.net.listener import Listener
 from gevent_mesh.net.pause import give_way
@@ -280,6 +281,7 @@ class TestResuming:
         self, join: Join, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
     ) -> None:
         monkeypatch.setattr(module, "STUCK_READER_SECONDS", 0.2)
+        monkeypatch.setattr(link_module, "STUCK_SECONDS", 0.1)
         monkeypatch.setattr(membership, "FALLBACK_SECONDS", 0.2)
         for hangs_at_dialer in (True, False):
             one, two = pair(join)
@@ -309,6 +311,7 @@ class TestResuming:
         self, join: Join, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
     ) -> None:
         monkeypatch.setattr(module, "STUCK_READER_SECONDS", 1.0)
+        monkeypatch.setattr(link_module, "STUCK_SECONDS", 0.1)
         monkeypatch.setattr(membership, "FALLBACK_SECONDS", 0.2)
         monkeypatch.setattr(module, "HANDSHAKE_SECONDS", 0.3)
         one, two = pair(join)
