@@ -60,8 +60,10 @@ def demo(context: click.Context, nodes: int, port: int | None, check: bool) -> N
     """  gevent-mesh emit news '{"id": 7}' --room readers\n"""
     """  gevent-mesh emit chat '"hello"' 42            two arguments: a text and a number\n"""
     "  tail -f events.jsonl | gevent-mesh emit news -\n"
-    "  tail -f app.log | gevent-mesh emit log --text -\n\n"
-    "Exit code: 0 every server has it, 1 it could not be delivered in time, 2 it is not usable.",
+    "  tail -f app.log | gevent-mesh emit log --text -\n"
+    "  gevent-mesh emit change -- -5                 what begins with a minus sign, behind --\n\n"
+    "Exit code: 0 every server has it, 1 it could not be delivered in time, 2 it is not usable. A line that is not "
+    "usable ends the command with 2, after what came before it has been delivered.",
 )
 @click.argument("event")
 @click.argument("arguments", metavar="[JSON]...", nargs=-1)

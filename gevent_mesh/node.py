@@ -155,17 +155,20 @@ class Node:
         if self.cluster() is not None:
             self.publish_encoded(self.encode(kind, namespace, data))
 
-    def publish_encoded(self, message: bytes, *, to_nodejs: bool = True) -> None:
+    def publish_encoded(self, message: bytes, *, to_nodejs: bool = True, patiently: bool = False) -> None:
         """`publish` for a message of ours that is encoded.
 
         Args:
             to_nodejs: to Node.js servers as well.
+            patiently: wait also for peers whose link is down, before anything is lost (see `Outboxes.wait_for_room`).
         """
         mesh = self.mesh
         if mesh is not None:
+            if patiently:
+                mesh.outboxes.wait_for_room(len(message))
             mesh.outboxes.keep_for_newcomers(message)
             peers = [peer for peer in receivers(mesh.table) if to_nodejs or not peer.is_nodejs]
-            mesh.outboxes.publish(peers, message)
+            mesh.outboxes.publish(peers, message, at_once=patiently)
 
     def publish_to(self, peers: Sequence[Peer], kind: MessageType, namespace: str, data: dict[str, Any]) -> None:
         """Send a message to some peers. May wait for slow ones."""

@@ -2,8 +2,8 @@
 
 The rules, and why nothing is lost or doubled by them, stand in `gevent_mesh.protocol.relay`.
 
-- A PUBLISH is passed on in the reader of its emitter's link, which may wait there for peers that are behind: TCP then
-  slows the emitter down, and nobody else.
+- A PUBLISH is passed on in the reader of its emitter's link, which waits there for peers that are behind or whose link
+  is down, as long as they may be back soon: TCP then slows the emitter down, and nobody else.
 - What an emitter says acts here as if another node had said it. It may publish and nothing else, in its own name.
 """
 
@@ -77,6 +77,9 @@ class Relay(Service):
     def lapsed(self, peer: Peer) -> None:
         self._receipts.pop(peer.uid, None)
 
+    def left(self) -> None:
+        self._receipts.clear()
+
     def sweep(self, now: float) -> None:
         self._delivered.sweep(now)
 
@@ -100,7 +103,7 @@ class Relay(Service):
                 self._open_question(peer.uid, inner, request_id)
             is_new = self._deliver(peer, number, inner, request_id)
             # May wait. Node.js servers cannot tell a repeat, and most likely it is one to them as well.
-            self._node.publish_encoded(outer, to_nodejs=is_new)
+            self._node.publish_encoded(outer, to_nodejs=is_new, patiently=True)
         receipt.taken = max(receipt.taken, number)
         self._settle_soon()
 
@@ -177,9 +180,9 @@ class Relay(Service):
             return False
         still_open = False
         # Before the first roster there are nodes that we do not know of.
-        present = None if mesh.outboxes.awaits_roster else mesh.table.reachable()
+        owed = None if mesh.outboxes.awaits_roster else set(mesh.table.owed())
         for emitter, receipt in list(self._receipts.items()):
-            upto = None if present is None else receipt.settle(present)
+            upto = None if owed is None else receipt.settle(owed)
             if upto is not None:
                 self._node.send(emitter, MessageType.RELAYED, "/", messages.relayed(upto))
             still_open = still_open or receipt.is_open

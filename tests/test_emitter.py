@@ -18,6 +18,7 @@ from gevent_mesh.emitter import calls, courier
 from gevent_mesh.emitter.calls import Calls
 from gevent_mesh.emitter.uplink import Candidates, Uplink
 from gevent_mesh.errors import HandshakeError
+from gevent_mesh.net.dialer import dial
 from gevent_mesh.net.link import Link
 from gevent_mesh.protocol import messages
 from gevent_mesh.protocol.frames import Role
@@ -347,6 +348,32 @@ class TestItsNode:
             link.transport.abort()
             eventually(lambda link=link: uplink_of(emitter).link not in (None, link))  # type: ignore[misc]  # bound now
             assert relay_of(emitter, nodes) is relay
+
+    def test_an_error_of_its_own_does_not_end_it(
+        self, nodes: list[PaperNode], emitter: GeventMeshManager, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        dials = []
+
+        def fails_at_first(*arguments: Any, **options: Any) -> Any:
+            dials.append(1)
+            if len(dials) <= 2:
+                raise RuntimeError("can't start new thread")
+            return dial(*arguments, **options)
+
+        monkeypatch.setattr("gevent_mesh.emitter.uplink.dial", fails_at_first)
+        emitter.emit("tick", 1)
+        assert emitter.flush()
+        assert len(dials) == 3
+        assert len(nodes) == 3
+
+    def test_a_node_that_leaves_the_mesh_forgets_what_it_owed_to_emitters(
+        self, nodes: list[PaperNode], emitter: GeventMeshManager
+    ) -> None:
+        assert emitter.wait_for_peers(1)
+        relay = relay_of(emitter, nodes).manager
+        assert relay._relay._receipts
+        relay.stop(0)
+        assert not relay._relay._receipts
 
     def test_nodes_of_another_channel_do_not_take_it(
         self, nodes: list[PaperNode], make_emitter: Any, caplog: pytest.LogCaptureFixture

@@ -2,6 +2,8 @@
 
 Rules:
 
+- Requests are opened and freed without a lock, by single operations of a dictionary, which Python does as a whole: a
+  signal handler may have interrupted another emit.
 - A callback never runs in the network thread. It runs in the event loop that the emit came from where that has
   greenlets, else in a native thread, one after the other.
 - A request is freed when all that were asked have answered, when its time is over, or when there are too many.
@@ -82,7 +84,7 @@ def _call(callback: Callback, arguments: list[Any]) -> None:
 
 
 class Calls:
-    """The emits whose clients are to acknowledge. Callable from any thread.
+    """The emits whose clients are to acknowledge. Opened from any thread; all else is for the network thread.
 
     Args:
         timeout_seconds: how long one is kept.
@@ -90,7 +92,6 @@ class Calls:
 
     def __init__(self, timeout_seconds: float) -> None:
         self._timeout_seconds = timeout_seconds
-        self._lock = make_lock()
         self._open: dict[str, _Call] = {}
         self._runner = _Runner()
 
@@ -105,34 +106,31 @@ class Calls:
         """
         request_id = secrets.token_hex(8)
         hub = get_hub_if_exists() if has_greenlets() else None
-        with self._lock:
-            self._open[request_id] = _Call(callback, hub, now + self._timeout_seconds)
-            if len(self._open) > MAX_OPEN:
-                del self._open[next(iter(self._open))]
+        self._open[request_id] = _Call(callback, hub, now + self._timeout_seconds)
+        if len(self._open) > MAX_OPEN:
+            for oldest in list(self._open)[:-MAX_OPEN]:
+                self.ended(oldest)
         return request_id
 
     def answered(self, request_id: str, number: int, arguments: list[Any]) -> None:
         """The relay passes on what a client has answered."""
-        with self._lock:
-            call = self._open.get(request_id)
-            if call is None or number <= call.answers:
-                return
-            call.answers = number
+        call = self._open.get(request_id)
+        if call is None or number <= call.answers:
+            return
+        call.answers = number
         self._start(call, arguments)
 
     def ended(self, request_id: str) -> None:
         """No more answers will come."""
-        with self._lock:
-            self._open.pop(request_id, None)
+        self._open.pop(request_id, None)
 
     def sweep(self, now: float) -> None:
         """Free what is overdue."""
-        with self._lock:
-            for request_id, call in list(self._open.items()):
-                # All have the same time limit: behind the first that is in time all are.
-                if now < call.deadline:
-                    return
-                del self._open[request_id]
+        for request_id, call in list(self._open.items()):
+            # All have the same time limit: behind the first that is in time all are.
+            if now < call.deadline:
+                return
+            self.ended(request_id)
 
     def _start(self, call: _Call, arguments: list[Any]) -> None:
         if call.hub is not None:

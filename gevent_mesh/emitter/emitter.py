@@ -28,13 +28,14 @@ from ..node import Node, new_uid
 from ..protocol import messages
 from ..protocol.messages import MessageType
 from .courier import Courier
-from .native import make_lock, native_sleep, pause
+from .native import native_sleep, pause
 from .questions import Question
 
 __all__ = ["Emitter"]
 
 EXIT_SECONDS = 5.0
 """How long a process that ends waits for what it has published."""
+_COURIER = "courier"
 
 
 class Emitter(Node):
@@ -50,8 +51,13 @@ class Emitter(Node):
 
     def __init__(self, config: MeshConfig, logger: logging.Logger) -> None:
         super().__init__(config, logger, dict)
-        self._lock = make_lock()
-        self._courier: Courier | None = None
+        # One at the most. A dictionary, for whoever is first to put it there is so without a lock: a signal handler may
+        # have interrupted another use of the emitter, the first one included.
+        self._present: dict[str, Courier] = {}
+
+    @property
+    def _courier(self) -> Courier | None:
+        return self._present.get(_COURIER)
 
     # ------------------------------------------------------------------ publishing
 
@@ -113,31 +119,36 @@ class Emitter(Node):
 
     def start(self, codec: str = "") -> None:  # noqa: ARG002  # every node reads what emitters write
         """Start, also after `stop`. Without it the first use does."""
-        with self._lock:
-            self.is_stopped = False
+        self.is_stopped = False
         self._running()
 
     def _running(self) -> Courier:
         courier = self._courier
         if courier is None:
-            with self._lock:
-                courier = self._courier
-                if courier is None:
-                    courier = self._courier = self._begin()
+            return self._begin()
+        # The first use may have been interrupted on its way there.
+        courier.start()
         return courier
 
     def _begin(self) -> Courier:
-        if self.is_stopped:
-            raise EmitterError("this write_only manager is closed; nobody gets the message, or is asked")
-        if self._was_started:
-            self.uid = new_uid()
-        self._was_started = True
+        self._check_not_stopped()
         _living.add(self)
         _hook()
         _hook_process(os.getpid())
-        courier = Courier(self.config, self.uid, self._logger)
+        uid = new_uid() if self._was_started else self.uid
+        courier = self._present.setdefault(_COURIER, Courier(self.config, uid, self._logger))
+        self._was_started, self.uid = True, courier.uid
+        if self.is_stopped:
+            # `close` has come in between, and may have found none.
+            self.close(0.0)
+        self._check_not_stopped()
         courier.start()
+        courier.wait_for_threads()
         return courier
+
+    def _check_not_stopped(self) -> None:
+        if self.is_stopped:
+            raise EmitterError("this write_only manager is closed; nobody gets the message, or is asked")
 
     def stop(self, timeout: float) -> None:
         """`close`, for who does not ask."""
@@ -149,9 +160,8 @@ class Emitter(Node):
         Returns:
             Whether every node has.
         """
-        with self._lock:
-            self.is_stopped = True
-            courier, self._courier = self._courier, None
+        self.is_stopped = True
+        courier = self._present.pop(_COURIER, None)
         if courier is None:
             return True
         _living.discard(self)
@@ -165,10 +175,8 @@ class Emitter(Node):
 
     def forked(self) -> None:
         """The process is a fork: nothing that the parent opened or retains belongs to it."""
-        # Another thread may have held the lock, and is not here to give it back.
-        self._lock = make_lock()
         self.uid = new_uid()
-        courier, self._courier = self._courier, None
+        courier = self._present.pop(_COURIER, None)
         _living.discard(self)
         if courier is not None:
             courier.forget()

@@ -199,6 +199,9 @@ class Uplink:
         message = messages.encode_anywhere(MessageType.ASK, self._uid, "/", data)
         if session is None or not session.fits(len(message)):
             return False
+        # Whoever asks may have published since `pump` began.
+        for published in self._store.take():
+            session.append(published)
         session.append(message)
         return True
 
@@ -229,11 +232,18 @@ class Uplink:
             now = monotonic()
             found = self._candidates.next(now)
             if found is not None:
-                self._try(*found)
+                self._try_safely(*found)
                 continue
             due = self._candidates.next_due()
             self._changed.wait(None if due is None else max(0.0, due - now))
             self._changed.clear()
+
+    def _try_safely(self, uid: str, address: str) -> None:
+        try:
+            self._try(uid, address)
+        except Exception as exc:
+            self._logger.exception("the link to %s failed because of an error of ours; the emitter goes on", uid)
+            self._failed(uid, address, repr(exc))
 
     def _try(self, uid: str, address: str) -> None:
         """The whole life of one link."""

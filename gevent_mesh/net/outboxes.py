@@ -7,6 +7,8 @@ Rules:
   peers that are behind as long as they keep moving (`Patience`).
 - An outbox that would overflow while its link is up belongs to a slow consumer: the link is cut. From then on the
   oldest messages make room, and are counted when the link is back.
+- Who can hold back the source of what it publishes waits longer (`wait_for_room`): for peers without a link as well, so
+  that nothing makes room.
 - What is published before the first roster has come is kept for whoever becomes known until then.
 """
 
@@ -35,6 +37,9 @@ UNSENT_HIGH_WATER_BYTES = 64 * 1024
 """Above this much unsent, a publisher lets the writers run before it goes on."""
 RELIEF_SECONDS = 0.05
 """How long a publisher waits for an acknowledgement before it looks again whom to wait for."""
+
+ROOM_SECONDS = 60.0
+"""How long one message waits for room at the most, however much the peers keep moving."""
 
 
 @dataclass(slots=True)
@@ -76,11 +81,14 @@ class Outboxes:
         self._table = table
         self._links = links
         self._limit_bytes = config.outbox_bytes
+        self._silence_seconds = config.heartbeat_timeout
         self._half_bytes = config.outbox_bytes // 2
         self._high_water_bytes = min(UNSENT_HIGH_WATER_BYTES, config.outbox_bytes // 4)
         self._counters = counters
         self._logger = logger
         self._patience: dict[str, Patience] = {}
+        # What a peer without room had taken when it was seen to move last, and when that was.
+        self._moved: dict[str, tuple[int, float]] = {}
         self._relief = Event()
         self._is_waited_for = False
         self._before_roster: deque[bytes] | None = deque() if config.discovery else None
@@ -89,13 +97,14 @@ class Outboxes:
 
     # ------------------------------------------------------------------ publishing
 
-    def publish(self, peers: Sequence[Peer], message: bytes) -> None:
-        """Put one encoded message into the outboxes of some peers. May let other greenlets run, and wait."""
-        size = len(message)
-        for peer in peers:
-            if self._is_crowded(peer.session, size):
-                self._wait_for_room(peers, size)
-                break
+    def publish(self, peers: Sequence[Peer], message: bytes, *, at_once: bool = False) -> None:
+        """Put one encoded message into the outboxes of some peers. May let other greenlets run, and wait.
+
+        Args:
+            at_once: somebody has waited for room already (see `wait_for_room`).
+        """
+        if not at_once:
+            self._keep_pace(peers, len(message))
         unsent = 0
         for peer in peers:
             unsent = max(unsent, self._append(peer, message))
@@ -146,7 +155,40 @@ class Outboxes:
             return False
         return session.outbox_bytes > self._half_bytes or not session.fits(size)
 
-    def _wait_for_room(self, peers: Sequence[Peer], size: int) -> None:
+    def _keep_pace(self, peers: Sequence[Peer], size: int) -> None:
+        for peer in peers:
+            if self._is_crowded(peer.session, size):
+                self._wait_for_relief_of(peers, size)
+                return
+
+    def wait_for_room(self, size: int) -> None:
+        """Wait until a message fits into the outboxes of all peers that may still get it.
+
+        Not for those that have taken nothing for `heartbeat_timeout`: their oldest messages make room, as always. What
+        has been seen holds until the caller lets others run.
+        """
+        self._keep_pace(self._table.owed(), size)
+        ends_at = monotonic() + ROOM_SECONDS
+        while (now := monotonic()) < ends_at and self._may_any_get_room(size, now):
+            self._wait_for_relief(RELIEF_SECONDS)
+
+    def _may_any_get_room(self, size: int, now: float) -> bool:
+        # Each of them is looked at: they stand still since they were first seen to.
+        return any([self._may_get_room(peer, size, now) for peer in self._table.owed()])  # noqa: C419
+
+    def _may_get_room(self, peer: Peer, size: int, now: float) -> bool:
+        """Whether this peer has no room, and has not stood still for too long."""
+        if peer.session.fits(size):
+            return False
+        link = self._links.get(peer.uid)
+        taken = peer.session.acked_bytes + (0 if link is None else link.transport.delivered_bytes)
+        last, since = self._moved.get(peer.uid, (-1, now))
+        if taken != last:
+            since = now
+        self._moved[peer.uid] = (taken, since)
+        return now - since < self._silence_seconds
+
+    def _wait_for_relief_of(self, peers: Sequence[Peer], size: int) -> None:
         if gevent.getcurrent() is gevent.get_hub():
             return
         give_way()
@@ -224,6 +266,7 @@ class Outboxes:
             if change.after in (None, PeerState.ALIVE):
                 # Gone, or back: patience begins anew.
                 self._patience.pop(change.uid, None)
+                self._moved.pop(change.uid, None)
             peer = self._table.get(change.uid)
             if change.before is None and peer is not None and peer.receives_events:
                 for message in self._before_roster or ():

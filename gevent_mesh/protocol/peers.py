@@ -178,6 +178,17 @@ class PeerTable:
         """The present peers whose last heartbeat names a namespace."""
         return [peer for peer in self._peers.values() if peer.present and namespace in peer.namespaces]
 
+    def owed(self) -> list[Peer]:
+        """The peers that serve clients and may still get what is sent to them: present or not, they will be back unless
+        they are dead, forgotten, or not named any more with their link down."""
+        return [
+            peer
+            for peer in self._peers.values()
+            if peer.receives_events
+            and peer.member.state is not PeerState.DEAD
+            and (peer.link is not None or not self.members.is_delisted(peer.uid))
+        ]
+
     def unreachable(self) -> list[Peer]:
         """Peers that some roster names and that are not present: part of the cluster, and no use to wait for."""
         return [peer for peer in self._peers.values() if not peer.present and self.members.is_listed(peer.uid)]

@@ -6,24 +6,26 @@ messages up by one from 1.
 Rules:
 
 - The emitter *retains* a message until a relay has said that it is everywhere: delivered at the relay, and acknowledged
-  (or not to be had any more) by every peer that the relay counts as present. Over each new link, to the same node or
-  to another, it sends all that it retains again, in order.
+  (or not to be had any more) by every peer that is *owed* it: one that is dead, forgotten, or that discovery does not
+  name any more and whose link is down, is not. A peer that has merely lapsed is. Over each new link, to the same node
+  or to another, it sends all that it retains again, in order.
 - A relay passes on whatever comes from its emitter, also what it has seen before: others may lack it.
 - Every node remembers the highest number that it has delivered of each emitter, whichever way it came, and drops what
   is not above it.
 
-Why the highest number is enough. Take a node that every relay counts as present all the time. Each way to it (one link
-of the emitter, one session between relay and node) carries consecutive numbers in order: that is what links and
-sessions promise. A way begins with the oldest retained number, and all below that one have been acknowledged by this
-node, or they would still be retained. So whenever a number comes, over whichever way, the one before it is there
-already: it is the next one, or it is a repeat. Numbers can only be missing for a node that some relay did not count as
-present, which is to say: one that was not in the mesh, or was cut off for longer than `heartbeat_timeout`.
+Why the highest number is enough. Take a node that no relay gives up, and for which outboxes have room. Each way to it
+(one link of the emitter, one session between relay and node) carries consecutive numbers in order: that is what links
+and sessions promise. A way begins with the oldest retained number, and all below that one have been acknowledged by
+this node, or they would still be retained. So whenever a number comes, over whichever way, the one before it is there
+already: it is the next one, or it is a repeat. Numbers can only be missing for a node that some relay had given up,
+which is to say: one that was not in the mesh, or was cut off for longer than `resume_window`, or took nothing for
+longer than `heartbeat_timeout` while its outbox was full.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 import msgpack
@@ -146,9 +148,15 @@ class Retained:
         """The number of the message that is appended next."""
         return self._first + len(self)
 
-    def fits(self, size_bytes: int) -> bool:
-        """Whether there is room for a message of this size."""
-        return not self._bytes or self._bytes + size_bytes <= self._limit_bytes
+    @property
+    def is_empty(self) -> bool:
+        """Whether all is everywhere."""
+        return not self._bytes
+
+    def fits(self, size_bytes: int, besides_bytes: int = 0) -> bool:
+        """Whether there is room for a message of this size, besides what is about to be appended."""
+        kept = self._bytes + besides_bytes
+        return not kept or kept + size_bytes <= self._limit_bytes
 
     def append(self, message: bytes) -> None:
         """Keep a message, which carries `next_number`."""
@@ -207,8 +215,8 @@ class Delivered:
 class Receipt:
     """What the relay of an emitter may tell it: how far everybody has got.
 
-    One question is open at a time: whether all present peers have acknowledged what had been passed on when it was
-    put. What is passed on meanwhile waits for the next one, so the cost does not grow with the number of messages.
+    One question is open at a time: whether all peers that are owed it have acknowledged what had been passed on when it
+    was put. What is passed on meanwhile waits for the next one, so the cost does not grow with the number of messages.
 
     Attributes:
         taken: the highest number that was delivered here and put into the outboxes of all peers.
@@ -225,26 +233,26 @@ class Receipt:
         """Whether the emitter has not been told of everything."""
         return self.told < self.taken
 
-    def settle(self, present: Iterable[Peer]) -> int | None:
+    def settle(self, owed: Collection[Peer]) -> int | None:
         """See who has acknowledged what.
 
         Args:
-            present: the peers that serve clients and count as present.
+            owed: the peers that may still get what is sent to them (see `PeerTable.owed`).
 
         Returns:
             The number up to which everything is everywhere, if that is news for the emitter.
         """
         before = self.told
-        self._see_acknowledged()
+        self._see_acknowledged(owed)
         if not self._awaited and self.taken > self._upto:
             self._upto = self.taken
-            self._awaited = [(peer, peer.session.next_sequence - 1) for peer in present]
-            self._see_acknowledged()
+            self._awaited = [(peer, peer.session.next_sequence - 1) for peer in owed]
+            self._see_acknowledged(owed)
         return self.told if self.told > before else None
 
-    def _see_acknowledged(self) -> None:
+    def _see_acknowledged(self, owed: Collection[Peer]) -> None:
         self._awaited = [
-            (peer, number) for peer, number in self._awaited if peer.present and number >= peer.session.outbox_begins
+            (peer, number) for peer, number in self._awaited if number >= peer.session.outbox_begins and peer in owed
         ]
         if not self._awaited:
             self.told = self._upto

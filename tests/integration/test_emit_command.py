@@ -96,7 +96,22 @@ def test_a_pipeline_emits_one_event_for_each_line(shell: Shell) -> None:
 def test_lines_of_text(shell: Shell) -> None:
     assert shell.run(r"""printf 'no "JSON"\n\n  grüß  \n' | EMIT text --text log -""")[0] == 0
     for client in shell.clients:
-        assert client.wait_for("text", count=2) == [("log", 'no "JSON"'), ("log", "grüß")]
+        assert client.wait_for("text", count=2) == [("log", 'no "JSON"'), ("log", "  grüß  ")]
+
+
+def test_indentation_foreign_line_ends_and_broken_text(shell: Shell) -> None:
+    line = r"""printf '\357\273\277first\r\n\tindented\n \n\377 latin' | EMIT odd --text -"""
+    assert shell.run(line, PYTHONIOENCODING="utf-8:strict") == (0, "", "")
+    assert shell.run(r"""EMIT odd --text $'\377' && EMIT odd -- -5""") == (0, "", "")
+    for client in shell.clients:
+        wanted = [("first",), ("\tindented",), (" ",), ("\ufffd latin",), ("\ufffd",), (-5,)]
+        assert client.wait_for("odd", count=6) == wanted
+
+
+def test_a_byte_order_mark_before_json_is_no_part_of_it(shell: Shell) -> None:
+    assert shell.run(r"""printf '\357\273\2771\n  \n2\n' | EMIT mark -""") == (0, "", "")
+    for client in shell.clients:
+        assert client.wait_for("mark", count=2) == [(1,), (2,)]
 
 
 def test_an_event_leaves_when_its_line_comes(shell: Shell, tmp_path: Path) -> None:
@@ -149,6 +164,11 @@ def test_a_line_that_is_no_json_ends_it_and_what_came_before_is_delivered(shell:
         ("EMIT event hello", "'hello' is not JSON"),
         ("EMIT event NaN", "'NaN' is not JSON"),
         ("EMIT event '{\"a\": 1'", "is not JSON"),
+        ("EMIT event 1e999", "too large a number"),
+        ("EMIT event '[-1e999]'", "too large a number"),
+        ("EMIT event - <&-", "the standard input is closed"),
+        ("EMIT event --text - <&-", "the standard input is closed"),
+        ("EMIT event - 0>/dev/null", "the standard input cannot be read"),
         ("EMIT event - -", "can be given once"),
         ("EMIT", "Missing argument 'EVENT'"),
         ("EMIT event --discovery http://here", "it should look like ws://"),

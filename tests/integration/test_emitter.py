@@ -123,6 +123,16 @@ each_kind = pytest.mark.parametrize("patched", [False, True], ids=["plain", "mon
 
 class TestEndOfTheProcess:
     @each_kind
+    def test_a_script_that_ends_at_once_can_still_look_up_host_names(self, mesh: Mesh, patched: bool) -> None:
+        # From Python 3.12 on a program that ends cannot start threads.
+        event = f"by name {patched}"
+        mesh.run(
+            f"GeventMeshManager(URL.replace('127.0.0.1', 'localhost'), write_only=True).emit({event!r}, 1)",
+            patched=patched,
+        )
+        assert mesh.got(event, 1) == [(1,)]
+
+    @each_kind
     def test_a_script_that_ends_at_once_delivers_what_it_emitted(self, mesh: Mesh, patched: bool) -> None:
         event = f"ends at once {patched}"
         mesh.run(
@@ -205,6 +215,108 @@ class TestEndOfTheProcess:
             expect=7,
         )
         assert mesh.got("terminated", 1) == [(1,)]
+
+
+INTERRUPTED = """
+import signal, sys
+
+def at_each_line(of, handler):
+    \"\"\"Call the function `of`, and a signal handler at each line of the library that it runs through.\"\"\"
+    def trace(frame, kind, _argument):
+        if "gevent_mesh" not in frame.f_code.co_filename:
+            return None
+        if kind == "line":
+            handler()
+        return trace
+
+    sys.settrace(trace)
+    try:
+        of()
+    finally:
+        sys.settrace(None)
+"""
+
+
+class TestSignalHandlers:
+    """A handler may have interrupted any line of the same thread."""
+
+    def test_events_of_handlers_and_of_what_they_interrupt_all_arrive(self, mesh: Mesh) -> None:
+        output = mesh.run(
+            INTERRUPTED
+            + textwrap.dedent("""
+            manager = GeventMeshManager(URL, write_only=True)
+            lines = 0
+
+            def handler():
+                global lines
+                lines += 1
+                manager.emit("by a handler", lines, callback=print if lines % 7 == 0 else None)
+                if lines % 20 == 1:
+                    assert manager.flush(10), f"line {lines}"
+
+            def emit():
+                manager.emit("interrupted", 1, callback=print)
+                manager.flush(1)
+                manager.emit("interrupted", 2)
+
+            at_each_line(emit, handler)
+            assert manager.flush(10)
+            print("lines:", lines)
+            """)
+        )
+        lines = int(output.rpartition("lines: ")[2].split()[0])
+        assert lines > 50
+        assert sorted(mesh.got("by a handler", lines)) == [(number,) for number in range(1, lines + 1)]
+        assert mesh.got("interrupted", 2) == [(1,), (2,)]
+
+    def test_a_handler_that_closes_hangs_nowhere_and_what_it_interrupted_is_told(self, mesh: Mesh) -> None:
+        output = mesh.run(
+            INTERRUPTED
+            + textwrap.dedent("""
+            refused = 0
+            for last in range(1, 1000):
+                manager = GeventMeshManager("ws://127.0.0.1:1", write_only=True)
+                lines = 0
+
+                def handler():
+                    global lines
+                    lines += 1
+                    if lines == last:
+                        manager.close(0)
+
+                try:
+                    at_each_line(lambda: manager.emit("interrupted by the end", 1), handler)
+                except EmitterError:
+                    refused += 1
+                manager.close(0)
+                if lines < last:
+                    break
+            print("refused:", refused, "of", last)
+            """)
+        )
+        refused, last = map(int, output.rpartition("refused: ")[2].split()[::2])
+        assert 10 < refused < last < 999
+
+    def test_flush_in_a_handler_of_sigterm_waits_for_what_was_emitted(self, mesh: Mesh) -> None:
+        output = mesh.run(
+            """
+            import os, signal, threading
+            manager = GeventMeshManager(URL, write_only=True)
+
+            def terminated(*_):
+                print("flushed:", manager.flush(10), flush=True)
+                os._exit(7)
+
+            signal.signal(signal.SIGTERM, terminated)
+            threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGTERM)).start()
+            number = 0
+            while True:
+                number += 1
+                manager.emit("until sigterm", number, room="nobody")
+            """,
+            expect=7,
+        )
+        assert "flushed: True" in output
 
 
 FORKS = """

@@ -12,7 +12,7 @@ from gevent import socket
 
 from gevent_mesh.protocol.frames import Refusal
 from gevent_mesh_discovery import DiscoveryServer
-from tests.net.nodes import MIDDLE, HandMade, Join, Member, linked, pair, uid_above, uid_below
+from tests.net.nodes import MIDDLE, HandMade, Join, Member, linked, numbered, pair, uid_above, uid_below
 from tests.support import eventually
 
 KIB = 1024
@@ -190,6 +190,66 @@ class TestStuckPeer:
         assert (counters.slow_consumers, counters.links_up, counters.links_down) == (1, 2, 1)
         assert counters.sent_lost == two.mesh.counters.received_lost > 0
         assert len(two.got) + counters.sent_lost == counters.messages_sent
+
+
+class TestRoom:
+    """What somebody expects who rather waits than loses anything."""
+
+    def fills(self, node: Member, peer: str, count: int) -> list[int]:
+        """Send numbered messages, each after waiting for room; returns the growing list of those that were sent."""
+        sent: list[int] = []
+
+        def send() -> None:
+            for number in range(1, count + 1):
+                message = numbered(node.uid, number, padding=20 * KIB)
+                node.mesh.outboxes.wait_for_room(len(message))
+                node.mesh.outboxes.publish([node.peer(peer)], message, at_once=True)
+                sent.append(number)
+
+        gevent.spawn(send)
+        return sent
+
+    def test_a_peer_whose_link_is_down_for_a_while_loses_nothing(self, join: Join) -> None:
+        one, two = pair(join, outbox_bytes=64 * KIB, heartbeat_timeout=20.0)
+        link = one.link(two)
+        assert link is not None
+        one.names(**{two.uid: "ws://127.0.0.1:1"})
+        two.names()
+        two.mesh.table._peers[one.uid].member.address = ""
+        link.cut("by the test")
+        eventually(lambda: one.link(two) is None)
+        sent = self.fills(one, two.uid, 20)
+        eventually(lambda: len(sent) == 3)
+        gevent.sleep(0.3)
+        assert len(sent) == 3
+        one.names(two)
+        two.hears(one, 20)
+        assert one.mesh.counters.sent_lost == 0
+
+    def test_who_takes_nothing_for_too_long_is_waited_for_once(self, join: Join) -> None:
+        one = join(outbox_bytes=64 * KIB, heartbeat_timeout=0.5)
+        one.names(**{MIDDLE: "ws://127.0.0.1:1"})
+        began = time.monotonic()
+        sent = self.fills(one, MIDDLE, 20)
+        eventually(lambda: len(sent) == 20)
+        assert 0.5 <= time.monotonic() - began < 2.0
+
+    @pytest.mark.parametrize("farewell", ["dead", "not named any more", "forgotten"])
+    def test_who_will_not_be_back_is_not_waited_for(self, join: Join, farewell: str) -> None:
+        one = join(outbox_bytes=64 * KIB, heartbeat_timeout=20.0, resume_window=20.0)
+        one.names(**{MIDDLE: "ws://127.0.0.1:1"})
+        sent = self.fills(one, MIDDLE, 4)
+        eventually(lambda: len(sent) == 3)
+        if farewell == "dead":
+            one.mesh._report(one.mesh.table.tick(time.monotonic() + 20.0))
+        elif farewell == "forgotten":
+            one.mesh._report(one.mesh.table.left(MIDDLE))
+        else:
+            one.names()
+        eventually(lambda: len(sent) == 4 or one.mesh.table.get(MIDDLE) is None)
+        began = time.monotonic()
+        one.mesh.outboxes.wait_for_room(60 * KIB)
+        assert time.monotonic() - began < 1.0
 
 
 class TestWhileTheMeshForms:

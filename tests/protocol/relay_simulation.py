@@ -37,6 +37,7 @@ class Rules:
 
     relays_repeats: bool = True
     awaits_peers: bool = True
+    awaits_lapsed: bool = True
     sends_retained_again: bool = True
     drops_repeats: bool = True
 
@@ -72,7 +73,11 @@ class SimLink:
 
     def session(self, side: int) -> Session:
         """The session as the node on this side sees it."""
-        return self.ends[side].peers[self.ends[1 - side].uid].session
+        return self.peer(side).session
+
+    def peer(self, side: int) -> Peer:
+        """The other node as the node on this side sees it."""
+        return self.ends[side].peers[self.ends[1 - side].uid]
 
     def cut(self) -> None:
         self.up = False
@@ -89,6 +94,13 @@ class SimLink:
             if gap is not None:
                 self.session(1 - side).skip(gap)
         self.up = True
+        for side in (0, 1):
+            self.peer(side).present = True
+
+    def lapse(self) -> None:
+        """One side has not heard of the other for too long, though both live."""
+        if not self.up:
+            self.peer(0).present = self.peer(1).present = False
 
     def send(self, side: int) -> None:
         if self.up:
@@ -170,8 +182,12 @@ class Simulation:
 
     def settle(self) -> None:
         if self.relay is not None:
-            present = [peer for peer in self.relay.peers.values() if peer.present]
-            upto = self.receipt.settle(present if self.rules.awaits_peers else [])
+            owed = {
+                peer
+                for peer in self.relay.peers.values()
+                if peer.member.state is not PeerState.DEAD and (peer.present or self.rules.awaits_lapsed)
+            }
+            upto = self.receipt.settle(owed if self.rules.awaits_peers else ())
             if upto is not None:
                 self.answered.append(upto)
 
@@ -192,7 +208,7 @@ class Simulation:
                 link.cut()
         for node in self.nodes:
             if node is not victim:
-                node.peers[victim.uid].present = False
+                node.peers[victim.uid].member.state = PeerState.DEAD
 
     # -- running
 
@@ -210,6 +226,7 @@ class Simulation:
             (100, lambda: link.acknowledge(side)),
             (60, link.mend),
             (1, link.cut),
+            (20, link.lapse),
             (0.4, self.lose_link),
             (0.2, self.kill),
         ]

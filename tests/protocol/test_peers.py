@@ -690,3 +690,37 @@ def test_an_emitter_is_named_by_no_roster_and_does_not_lapse_at_once() -> None:
     assert lapsed(table, 10.9) == []
     assert table.reachable() == [], "nobody asks it"
     assert lapsed(table, 11.0) == [OTHER]
+
+
+# ---------------------------------------------------------------------- who is owed what is sent
+
+
+def test_a_peer_is_owed_what_is_sent_to_it_also_when_it_has_lapsed_until_it_is_given_up() -> None:
+    table, peer = named(resume_window=30.0, silence_seconds=10.0)
+    assert table.owed() == [peer]
+    link = bring_up(table, OTHER, 1.0)
+    table.link_down(link, 5.0)
+    assert lapsed(table, 20.0) == [OTHER]
+    assert table.owed() == [peer]
+    table.tick(35.0)
+    assert table.owed() == []
+    bring_up(table, OTHER, 40.0)
+    assert table.owed() == [peer]
+
+
+def test_nothing_is_owed_to_a_peer_whose_link_is_down_and_that_no_roster_names() -> None:
+    table, peer = named()
+    link = bring_up(table, OTHER, 1.0)
+    table.roster("d", {}, True, 2.0)
+    assert table.owed() == [peer], "its link is up"
+    table.link_down(link, 3.0)
+    assert table.owed() == []
+
+
+def test_nothing_is_owed_to_an_emitter_or_to_who_has_left() -> None:
+    table, _ = named()
+    bring_up(table, OTHER, 1.0)
+    table.left(OTHER)
+    assert table.owed() == []
+    bring_up(table, OTHER, 1.0, role=Role.EMITTER, address="")
+    assert table.owed() == []
