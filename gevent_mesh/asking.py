@@ -25,7 +25,7 @@ from gevent.lock import BoundedSemaphore
 
 from .cluster.api import ClusterApi
 from .cluster.events import ServerEvents
-from .cluster.queries import PIECE_ROOMS, pieces
+from .cluster.queries import pieces, pieces_of_rooms
 from .cluster.results import ClientCount, NodeAnswers, Outcome
 from .errors import MeshError, MessageError, PayloadError
 from .net.pause import in_slices
@@ -216,11 +216,10 @@ class Asking(Service):
 
     def _list_rooms(self, question: ClusterMessage, timeout: float) -> Answer:
         rooms = self._api.list_rooms(**_selection(question), timeout=timeout)
-        counts = list(rooms.items())
 
         def answers() -> Iterator[bytes]:
-            for at in range(0, len(counts), PIECE_ROOMS):
-                data = messages.answer_rooms(question.data["requestId"], counts[at : at + PIECE_ROOMS])
+            for piece in pieces_of_rooms(rooms):
+                data = messages.answer_rooms(question.data["requestId"], piece)
                 yield self._encode(MessageType.ANSWER, self._node.uid, question, data)
 
         return rooms, answers()

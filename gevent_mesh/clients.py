@@ -22,13 +22,15 @@ from .fanout import Fanout
 from .net.pause import in_slices
 from .selection import Selection
 
-__all__ = ["Clients"]
+__all__ = ["Clients", "packed_bytes"]
 
 MAX_AUTH_BYTES = 4096
-MAX_DATA_BYTES = 64 * 1024
+MAX_DATA_BYTES = 32 * 1024
 """The most of a client's session that other nodes are told."""
 MAX_NAMESPACES = 60
-"""The most namespaces that a heartbeat names; its decoder takes 64 of anything."""
+MAX_NAMESPACE_BYTES = 256
+"""The most namespaces that a heartbeat names, and the longest: its decoder takes 64 of anything, of 1 KiB at most.
+(Where a server takes any namespace, its clients make them up.)"""
 
 
 class Clients:
@@ -48,20 +50,39 @@ class Clients:
     # ------------------------------------------------------------------ what python-socketio does (see the manager)
 
     def watch(self, server: Any) -> None:
-        """Remember what clients of this server send as `auth`; python-socketio only passes it to the application."""
-        connect = getattr(server, "_handle_connect", None)
-        if connect is None:
-            return
+        """See clients of this server come and go.
+
+        What they send as `auth` is remembered; python-socketio only passes it to the application. And a client whose
+        connect or disconnect handler has failed does not stay in the tables, as it would: it is not there.
+        """
+        connect, disconnect = server._handle_connect, server._handle_eio_disconnect
 
         def handle_connect(eio_sid: str, namespace: str | None, data: Any) -> None:
             key = (eio_sid, namespace or "/")
             self._offered[key] = data
             try:
                 connect(eio_sid, namespace, data)
+            except BaseException:
+                self._drop(eio_sid, key[1])
+                raise
             finally:
                 self._offered.pop(key, None)
 
+        def handle_disconnect(eio_sid: str, *reason: Any) -> None:
+            try:
+                disconnect(eio_sid, *reason)
+            finally:
+                for namespace in list(self._manager.rooms):
+                    self._drop(eio_sid, namespace)
+
         server._handle_connect = handle_connect
+        server._handle_eio_disconnect = handle_disconnect
+        server.eio.on("disconnect", handle_disconnect)
+
+    def _drop(self, eio_sid: str, namespace: str) -> None:
+        sid = self._manager.sid_from_eio_sid(eio_sid, namespace)
+        if sid is not None:
+            self._manager.basic_disconnect(sid, namespace)
 
     def entered(self, sid: str, namespace: str, room: Hashable, eio_sid: str | None) -> None:
         """A client is in one more room; None is the room that it enters first."""
@@ -125,14 +146,22 @@ class Clients:
         """Connections of clients, whatever their namespaces."""
         return len(self._manager.server.eio.sockets) if self.is_served else 0
 
+    def serves(self, namespace: str) -> bool:
+        """Whether a namespace is served here."""
+        return namespace in self._all_namespaces()
+
     def namespaces(self) -> list[str]:
-        """The namespaces that are served here."""
+        """The namespaces that are served here, those that are not too many and too long to be told of."""
+        found = self._all_namespaces()
+        told = [name for name in found if name != "*" and len(name.encode("utf-8", "replace")) <= MAX_NAMESPACE_BYTES]
+        return told[:MAX_NAMESPACES]
+
+    def _all_namespaces(self) -> dict[str, None]:
         server = self._manager.server
         if server is None:
-            return []
+            return {}
         named = server.namespaces if isinstance(server.namespaces, (list, tuple)) else ()
-        found = dict.fromkeys([*server.handlers, *server.namespace_handlers, *named, *self._manager.rooms])
-        return [namespace for namespace in found if namespace != "*"][:MAX_NAMESPACES]
+        return dict.fromkeys([*server.handlers, *server.namespace_handlers, *named, *self._manager.rooms])
 
     def rooms_of(self, sid: str, namespace: str) -> list[Hashable]:
         """The rooms that a client is in, apart from its own."""
@@ -144,7 +173,7 @@ class Clients:
         return {
             "id": sid,
             "handshake": self._handshake(sid, eio_sid),
-            "rooms": [sid, *self.rooms_of(sid, namespace)],
+            "rooms": [sid, *(room for room in self.rooms_of(sid, namespace) if packed_bytes(room) is not None)],
             "data": _encodable(self._session(eio_sid, namespace), MAX_DATA_BYTES),
         }
 
@@ -167,6 +196,16 @@ class Clients:
         return {**flask_session, **own} if isinstance(own, dict) else dict(flask_session)
 
     # ------------------------------------------------------------------ what can be done to them
+
+    def check_enterable(self, namespace: str, rooms: Iterable[Hashable]) -> None:
+        """Refuse rooms that are clients' own.
+
+        Raises:
+            ValueError: a room is the sid of a client of this node.
+        """
+        for room in rooms:
+            if self.is_ours(room, namespace):
+                raise ValueError(f"{room!r} is the sid of a client: nobody else can enter its room")
 
     def enter(self, sids: Iterable[str], namespace: str, rooms: Iterable[Hashable]) -> int:
         """Put clients into rooms.
@@ -223,13 +262,16 @@ class Clients:
         """
         count = 0
         for sid in in_slices(sids):
+            if not self.is_ours(sid, namespace):
+                continue
             count += 1
             if close:
                 gevent.spawn(self._manager.server.eio.disconnect, self.eio_sid(sid, namespace))
             else:
                 gevent.spawn(self._manager.server.disconnect, sid, namespace=namespace, ignore_queue=True)
-            # It runs now, up to the point where a handler waits.
-            gevent.sleep(0)
+            # It runs now, up to the point where a handler waits. (In the hub, which must not wait, it runs next.)
+            if gevent.getcurrent() is not gevent.get_hub():
+                gevent.sleep(0)
         return count
 
 
@@ -250,14 +292,15 @@ def _encodable(session: dict[Any, Any], limit_bytes: int) -> dict[str, Any]:
     """What other nodes can be told of a session."""
     told = {}
     for key, value in session.items():
-        size = _packed_bytes(value)
+        size = packed_bytes([key, value])
         if isinstance(key, str) and size is not None and size <= limit_bytes:
             told[key] = value
             limit_bytes -= size
     return told
 
 
-def _packed_bytes(value: Any) -> int | None:
+def packed_bytes(value: Any) -> int | None:
+    """The size of a value in msgpack, None if it has no form there."""
     try:
         return len(_packer.pack(value))
     except (TypeError, ValueError, OverflowError):

@@ -88,7 +88,11 @@ class Commands(Service):
 
     def _carry_out(self, peer: Peer, message: ClusterMessage, do: Callable[[list[str]], int]) -> None:
         opts = message.data["opts"]
-        count = do(self._clients.select(Selection(message.nsp, opts["rooms"], opts["except"])))
+        if message.data.get("client"):
+            sids = [sid for sid in opts["rooms"] if self._clients.is_ours(sid, message.nsp)]
+        else:
+            sids = self._clients.select(Selection(message.nsp, opts["rooms"], opts["except"]))
+        count = do(sids)
         request_id = message.data.get("requestId")
         if request_id is not None:
             self._node.send(peer.uid, MessageType.ANSWER, message.nsp, messages.answer_count(request_id, count))

@@ -351,6 +351,9 @@ class GeventMeshManager(ClusterApi, PubSubManager):  # type: ignore[misc]  # pyt
             TypeError: the server's packet class cannot encode it; nobody has got it.
             EmitterError: this manager is write-only, and closed, or no node takes what waits already; nobody gets it.
         """
+        if kwargs.keys() - {"ignore_queue"}:
+            # A misspelt room would be everybody.
+            raise TypeError(f"emit() has no parameter {next(iter(kwargs.keys() - {'ignore_queue'}))!r}")
         selection = Selection.of(namespace, to or room, skip_sid)
         if kwargs.get("ignore_queue"):
             Manager.emit(self, event, data, selection.namespace, room=to or room, skip_sid=skip_sid, callback=callback)
@@ -377,10 +380,10 @@ class GeventMeshManager(ClusterApi, PubSubManager):  # type: ignore[misc]  # pyt
 
     def can_disconnect(self, sid: str, namespace: str) -> bool:
         """Whether `socketio.Server.disconnect` should disconnect `sid` itself; else its node is told to."""
-        if self._clients.is_ours(sid, namespace):
+        if self._clients.is_ours(_sid(sid), namespace):
             return bool(Manager.can_disconnect(self, sid, namespace))
         data = messages.disconnect_sockets(messages.options([sid]))
-        self._tell_nodes(MessageType.DISCONNECT_SOCKETS, namespace, data)
+        self._tell_nodes(MessageType.DISCONNECT_SOCKETS, namespace, messages.one_client(data))
         return False
 
     def disconnect(self, sid: str, namespace: str | None = None, **kwargs: Any) -> None:
@@ -395,22 +398,25 @@ class GeventMeshManager(ClusterApi, PubSubManager):  # type: ignore[misc]  # pyt
 
     def enter_room(self, sid: str, namespace: str, room: Hashable, eio_sid: str | None = None) -> None:
         """Put a client into a room, wherever it is connected."""
-        if eio_sid is not None or self._clients.is_ours(sid, namespace):
+        _check_room(room)
+        if eio_sid is not None or self._clients.is_ours(_sid(sid), namespace):
             Manager.enter_room(self, sid, namespace, room, eio_sid=eio_sid)
             return
         data = messages.sockets_join(messages.options([sid]), [room])
-        self._tell_nodes(MessageType.SOCKETS_JOIN, namespace, data)
+        self._tell_nodes(MessageType.SOCKETS_JOIN, namespace, messages.one_client(data))
 
     def leave_room(self, sid: str, namespace: str, room: Hashable) -> None:
         """Take a client out of a room, wherever it is connected."""
-        if self._clients.is_ours(sid, namespace):
+        _check_room(room)
+        if self._clients.is_ours(_sid(sid), namespace):
             Manager.leave_room(self, sid, namespace, room)
             return
         data = messages.sockets_leave(messages.options([sid]), [room])
-        self._tell_nodes(MessageType.SOCKETS_LEAVE, namespace, data)
+        self._tell_nodes(MessageType.SOCKETS_LEAVE, namespace, messages.one_client(data))
 
     def close_room(self, room: Hashable, namespace: str | None = None) -> None:
         """Empty a room on all nodes."""
+        _check_room(room)
         namespace = namespace or "/"
         Manager.close_room(self, room, namespace)
         data = messages.sockets_leave(messages.options([room]), [room])
@@ -531,3 +537,15 @@ class GeventMeshManager(ClusterApi, PubSubManager):  # type: ignore[misc]  # pyt
         if self._clients.is_only_ours(selection):
             return None
         return self._node.cluster()
+
+
+def _sid(sid: object) -> str:
+    """The sid of a client. None would be taken for everybody: it stands for no room at all."""
+    if not isinstance(sid, str):
+        raise TypeError(f"a sid is text, not {sid!r}")
+    return sid
+
+
+def _check_room(room: object) -> None:
+    if room is None:
+        raise ValueError("nobody can enter or leave the room None: it is that of everybody in the namespace")

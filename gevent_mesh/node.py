@@ -5,6 +5,7 @@ Rules:
 - It joins and leaves as often as it is told to, each time under a new uid: to the others that is another node.
 - What is published goes to every peer that serves clients, and is kept for those that discovery is about to name.
 - A message that is too large raises before anybody has got it.
+- A service that fails at what it is told keeps it from no other service.
 """
 
 from __future__ import annotations
@@ -106,8 +107,15 @@ class Node:
             self._left()
 
     def _left(self) -> None:
+        self._tell("left", lambda service: service.left())
+
+    def _tell(self, what: str, tell: Callable[[Service], None]) -> None:
+        """Have every service hear something, also behind one that fails."""
         for service in self._services:
-            service.left()
+            try:
+                tell(service)
+            except Exception:
+                self._logger.exception("%s failed at %s()", type(service).__name__, what)
 
     # ------------------------------------------------------------------ the way out
 
@@ -120,6 +128,13 @@ class Node:
             state = "after stop()" if self.is_stopped else "before this process serves"
             self._logger.warning("used %s: other nodes take no part in it; call start() first if they should", state)
         return self.mesh
+
+    @property
+    def knows_nodes(self) -> bool:
+        """Whether it is known which other nodes there are: discovery has said so, or none is to be asked."""
+        if not self.config.discovery:
+            return True
+        return self.mesh is not None and not self.mesh.outboxes.awaits_roster
 
     def encode(self, kind: MessageType, namespace: str, data: dict[str, Any]) -> bytes:
         """Encode a message of this node.
@@ -184,8 +199,7 @@ class Node:
 
     def client_gone(self, sid: str, namespace: str) -> None:
         """A client of this node is not connected to this namespace any more."""
-        for service in self._services:
-            service.client_gone(sid, namespace)
+        self._tell("client_gone", lambda service: service.client_gone(sid, namespace))
 
     # ------------------------------------------------------------------ what the mesh says (MeshOwner)
 
@@ -203,16 +217,13 @@ class Node:
             handler(peer, message)
 
     def on_linked(self, peer: Peer) -> None:
-        for service in self._services:
-            service.linked(peer)
+        self._tell("linked", lambda service: service.linked(peer))
 
     def on_lapsed(self, peer: Peer) -> None:
-        for service in self._services:
-            service.lapsed(peer)
+        self._tell("lapsed", lambda service: service.lapsed(peer))
 
     def on_sweep(self, now: float) -> None:
-        for service in self._services:
-            service.sweep(now)
+        self._tell("sweep", lambda service: service.sweep(now))
 
 
 def new_uid() -> str:

@@ -32,7 +32,13 @@ class Selection:
 
     @classmethod
     def of(cls, namespace: str | None, room: Any = None, exclude: Any = None) -> Selection:
-        """What the parameters of python-socketio's `emit`, and ours, stand for: one room, several, or None."""
+        """What the parameters of python-socketio's `emit`, and ours, stand for: one room, several, or None.
+
+        Raises:
+            TypeError: the namespace is no text.
+        """
+        if namespace is not None and not isinstance(namespace, str):
+            raise TypeError(f"a namespace must be text, not {namespace!r}")
         rooms = _several(room)
         # None is no client, but it is the name of the room of everybody.
         left_out = [one for one in _several(exclude) if one is not None]

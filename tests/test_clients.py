@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gevent_mesh import GeventMeshManager
+from gevent_mesh.protocol import frames
 from gevent_mesh.selection import Selection
 
 SIDS = st.sampled_from("abc")
@@ -181,3 +182,53 @@ def test_a_disconnect_costs_what_the_clients_own_rooms_cost(tables: Tables, conn
     tables.manager.basic_leave_room = note
     tables.manager.basic_disconnect(sid, "/")
     assert touched == ["red", "blue", sid, None]
+
+
+class TestHandlersThatFail:
+    """A client that is not there does not stay in the tables, and so not online."""
+
+    @pytest.fixture
+    def server(self, tables: Tables) -> Any:
+        tables.server._send_packet = lambda *_: None
+        tables.server.environ["a"] = {}
+        return tables.server
+
+    def fail(self, *_: Any) -> None:
+        raise RuntimeError("of the application")
+
+    def test_connect(self, tables: Tables, server: Any) -> None:
+        presence = tables.manager.presence()
+
+        def connect(sid: str, _environ: Any) -> None:
+            presence.track(sid, "user")
+            self.fail()
+
+        server.on("connect", connect)
+        with pytest.raises(RuntimeError, match="application"):
+            server._handle_eio_message("a", "0")
+        assert "user" not in presence
+        assert tables.manager.rooms == {}
+        assert not tables.manager._clients._arrivals
+
+    def test_disconnect(self, tables: Tables, server: Any) -> None:
+        presence = tables.manager.presence("/other")
+        server.on("connect", lambda *_: None)
+        server.on("connect", lambda sid, _environ: presence.track(sid, "user"), namespace="/other")
+        server.on("disconnect", self.fail)
+        server._handle_eio_message("a", "0")
+        server._handle_eio_message("a", "0/other,")
+        assert "user" in presence
+        with pytest.raises(RuntimeError, match="application"):
+            server.eio.handlers["disconnect"]("a", "transport close")
+        assert "user" not in presence
+        assert tables.manager.rooms == {}
+
+
+def test_namespaces_that_clients_make_up_fit_into_a_heartbeat(tables: Tables, connect: Callable[..., str]) -> None:
+    for n in range(100):
+        connect("a", namespace=f"/{n}")
+    connect("a", namespace="/" + "x" * 900_000)
+    connect("a", namespace="/" + "ü" * 200)
+    beat = frames.encode_frame(frames.Heartbeat(0, tables.manager._status()))
+    assert len(beat) < 16 * 1024
+    assert isinstance(frames.decode_frame(beat), frames.Heartbeat)

@@ -22,6 +22,8 @@ from socketio.msgpack_packet import MsgPackPacket
 from gevent_mesh import ConfigError, EmitterError, GeventMeshManager, PayloadTooLarge, StartError
 from gevent_mesh.net import mesh
 from gevent_mesh.packets import Packets
+from gevent_mesh.protocol import messages
+from gevent_mesh.protocol.messages import MessageType
 from tests.paper import PaperNode, paper_mesh
 from tests.support import eventually
 
@@ -392,13 +394,37 @@ class TestAcrossNodes:
         ours, theirs = nodes
         sid = ours.connects("one")
         ours.manager.enter_room(sid, "/", "room")
-        theirs.manager.leave_room(sid, "/", None)
-        theirs.manager.close_room(None)
+        for opts in (messages.options([sid]), messages.options()):
+            theirs.manager._node.publish(MessageType.SOCKETS_LEAVE, "/", messages.sockets_leave(opts, [None]))
         theirs.manager.leave_room(sid, "/", "room")
         eventually(lambda: ours.manager.get_rooms(sid, "/") == [sid])
         assert ours.manager.is_connected(sid, "/")
         theirs.server.emit("event", "still here")
         ours.gets("still here")
+
+    def test_what_is_no_sid_is_nobody(self, nodes: list[PaperNode]) -> None:
+        """None is everybody elsewhere, and a room's name everybody in it: here one client is meant."""
+        ours, theirs = nodes
+        sid = ours.connects("one")
+        ours.manager.enter_room(sid, "/", "room")
+        managers: tuple[Any, ...] = (ours.manager, theirs.manager)
+        for manager in managers:
+            with pytest.raises(TypeError, match="sid"):
+                manager.disconnect(None, "/")
+            with pytest.raises(TypeError, match="sid"):
+                manager.enter_room(None, "/", "other")
+            with pytest.raises(TypeError, match="sid"):
+                manager.leave_room(None, "/", "room")
+            with pytest.raises(ValueError, match="None"):
+                manager.close_room(None)
+            with pytest.raises(ValueError, match="None"):
+                manager.leave_room(sid, "/", None)
+        theirs.server.disconnect("room")
+        theirs.manager.enter_room("room", "/", "other")
+        theirs.manager.leave_room("room", "/", "room")
+        theirs.server.emit("event", "still here", to="room")
+        ours.gets("still here")
+        assert set(ours.manager.get_rooms(sid, "/")) == {sid, "room"}
 
     def test_callbacks_of_clients_that_never_answer_are_dropped(
         self, nodes: list[PaperNode], monkeypatch: pytest.MonkeyPatch

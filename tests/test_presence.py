@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import itertools
 import logging
+import statistics
 from collections.abc import Callable, Iterator
 from time import monotonic
 from typing import Any
@@ -23,8 +24,8 @@ from gevent_mesh.protocol.presence_messages import presence_delta
 from gevent_mesh_discovery import DiscoveryServer
 from tests.support import eventually
 
-STALL_SECONDS = 0.1
-"""What counts as a stall on a machine that has other things to do. Measured alone: under 20 ms."""
+STALL_SECONDS = 0.02
+"""What counts as a stall; the median of several, for what others on this machine take now and then is not ours."""
 
 Make = Callable[..., GeventMeshManager]
 
@@ -119,7 +120,15 @@ def test_a_client_that_is_not_here_cannot_be_tracked(alone: GeventMeshManager) -
 
 @pytest.mark.parametrize(
     ("arguments", "error"),
-    [((None, "ada"), TypeError), (("sid", None), TypeError), (("sid", True), TypeError), (("sid", 1, []), TypeError)],
+    [
+        ((None, "ada"), TypeError),
+        (("sid", None), TypeError),
+        (("sid", True), TypeError),
+        (("sid", 1, []), TypeError),
+        (("sid", ""), ValueError),
+        (("sid", "x" * 257), ValueError),
+        (("sid", 2**64), ValueError),
+    ],
 )
 def test_nonsense_is_refused_and_changes_nothing(
     alone: GeventMeshManager, arguments: tuple[Any, ...], error: type[Exception]
@@ -127,6 +136,26 @@ def test_nonsense_is_refused_and_changes_nothing(
     with pytest.raises(error):
         alone.presence().track(*arguments)
     assert len(alone.presence()) == 0
+
+
+def test_a_missing_user_id_is_called_so(alone: GeventMeshManager) -> None:
+    with pytest.raises(ValueError, match="is the user's id missing"):
+        alone.presence().track(client(alone), "")
+
+
+@pytest.mark.parametrize("follow", ["on_join", "on_leave", "on_update"])
+def test_only_functions_can_follow(alone: GeventMeshManager, follow: str) -> None:
+    presence = alone.presence()
+    with pytest.raises(TypeError, match="must be a function, not int"):
+        getattr(presence, follow)(5)
+    assert not any(presence._followers.values())
+
+
+def test_a_namespace_must_be_a_text(alone: GeventMeshManager) -> None:
+    nonsense: Any = 4
+    with pytest.raises(TypeError, match="must be a str, not int"):
+        alone.presence(nonsense)
+    assert not alone._presence._spaces
 
 
 def test_a_write_only_manager_has_no_presence() -> None:
@@ -196,6 +225,24 @@ def test_a_function_that_fails_stops_neither_the_others_nor_the_next_call(
     assert "for user 'ada'" in caplog.text
 
 
+def test_a_function_that_runs_out_of_time_stops_nobody_either(
+    alone: GeventMeshManager, caplog: pytest.LogCaptureFixture
+) -> None:
+    presence, events = alone.presence(), []
+
+    @presence.on_join
+    def waits(_user: PresentUser) -> None:
+        with gevent.Timeout(0.01):
+            Event().wait()
+
+    presence.on_join(lambda user: events.append(user.id))
+    for user in ("ada", "bob"):
+        presence.track(client(alone), user)
+    # At once, and not when the next sweep finds that something was left undone.
+    eventually(lambda: events == ["ada", "bob"], 0.5)
+    assert caplog.text.count("gevent.timeout.Timeout: 0.01 seconds") == 2
+
+
 def test_a_slow_function_is_not_told_what_was_undone_meanwhile(alone: GeventMeshManager) -> None:
     presence, events, goes_on = alone.presence(), [], Event()
 
@@ -216,6 +263,31 @@ def test_a_slow_function_is_not_told_what_was_undone_meanwhile(alone: GeventMesh
     eventually(lambda: len(events) > 1)
     eventually(lambda: not presence._table.has_notice)
     assert events == [("join", "first"), ("join", "last")]
+
+
+def test_a_thousand_calls_let_others_run(alone: GeventMeshManager, request: pytest.FixtureRequest) -> None:
+    presence, called = alone.presence(), []
+
+    @presence.on_join
+    def joined(user: PresentUser) -> None:
+        called.append(user.id)
+        ends = monotonic() + 0.0001
+        while monotonic() < ends:
+            pass
+
+    gc.disable()
+    request.addfinalizer(gc.enable)
+    longest = []
+    for _ in range(5):
+        sids = [client(alone) for _ in range(1000)]
+        stalls = Stalls()
+        for sid in sids:
+            presence.track(sid, sid)
+        eventually(lambda: not presence._table.has_notice)
+        longest.append(stalls.end())
+    assert len(called) == 5000
+    print(f"\n    longest stalls {[round(seconds * 1000, 1) for seconds in longest]} ms")
+    assert statistics.median(longest) < STALL_SECONDS
 
 
 # ---------------------------------------------------------------------- two nodes
@@ -266,7 +338,7 @@ def test_a_node_that_stops_takes_its_users_along_and_comes_back_as_another_node(
 def test_a_new_node_takes_thousands_of_clients_without_a_stall(
     make: Make, discovery: str, request: pytest.FixtureRequest
 ) -> None:
-    one, other = make(discovery), make(discovery)
+    one = make(discovery)
     one.start()
     count, metadata = 20_000, {"name": "somebody", "avatar": "https://example.org/a.png"}
     for number in range(count):
@@ -275,20 +347,24 @@ def test_a_new_node_takes_thousands_of_clients_without_a_stall(
     # Collections of garbage are not ours to shorten: they grow with all that a process holds.
     gc.disable()
     request.addfinalizer(gc.enable)
-    stalls = Stalls()
-    began = monotonic()
-    other.start()
-    eventually(lambda: len(other.presence()) == count, 30)
-    taken, longest = monotonic() - began, stalls.end()
-    print(f"\n    {count} clients in {taken:.2f} s, longest stall of both nodes in one process {longest * 1000:.1f} ms")
-    assert other.presence().get("user 7") == one.presence().get("user 7")
-    assert longest < STALL_SECONDS
-    stalls = Stalls()
-    one.stop()
-    eventually(lambda: len(other.presence()) == 0, 30)
-    longest = stalls.end()
-    print(f"    they have left, longest stall {longest * 1000:.1f} ms")
-    assert longest < STALL_SECONDS
+    coming, going = [], []
+    for _ in range(5):
+        other = make(discovery)
+        presence = other.presence()
+        stalls, began = Stalls(), monotonic()
+        other.start()
+        eventually(lambda presence=presence: len(presence) == count, 30)  # type: ignore[misc]  # bound now
+        taken = monotonic() - began
+        coming.append(stalls.end())
+        assert presence.get("user 7") == one.presence().get("user 7")
+        stalls = Stalls()
+        other.stop(0.1)
+        eventually(lambda presence=presence: len(presence) == 0, 30)  # type: ignore[misc]  # bound now
+        going.append(stalls.end())
+    print(f"\n    {count} clients in {taken:.2f} s, longest stalls of both nodes in one process, in ms")
+    for what, longest in (("coming", coming), ("going", going)):
+        print(f"    {what}: {[round(seconds * 1000, 1) for seconds in longest]}")
+        assert statistics.median(longest) < STALL_SECONDS
 
 
 class Stalls:

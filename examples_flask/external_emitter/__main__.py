@@ -10,11 +10,12 @@ import os
 import signal
 import subprocess
 import sys
-import threading
+import time
 
 from gevent_mesh.demo.processes import Child, DemoError
 
 SECONDS = 20.0
+WORK_SECONDS = 60.0
 PAUSE_SECONDS = 5.0
 
 
@@ -32,7 +33,11 @@ def start(first_port: int, children: list[Child]) -> tuple[str, list[str]]:
 
 def work(discovery: str) -> None:
     command = [sys.executable, "-m", "gevent_mesh_examples.external_emitter.worker", "--discovery", discovery]
-    subprocess.run(command, check=False, timeout=60)
+    try:
+        # A session of its own: Ctrl-C in the terminal reaches only us.
+        subprocess.run(command, check=False, timeout=WORK_SECONDS, start_new_session=True)
+    except subprocess.TimeoutExpired:
+        print(f"the worker was not done within {WORK_SECONDS:.0f} s, and was ended", file=sys.stderr)
 
 
 def main() -> int:
@@ -41,21 +46,24 @@ def main() -> int:
     )
     parser.add_argument("--port", type=int, default=5000, help="of the first server, the other follows; 0: any")
     options = parser.parse_args()
-    stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop.set())
+        signal.signal(number, signal.default_int_handler)
     children: list[Child] = []
     try:
         discovery, urls = start(options.port, children)
-        for url in urls:
-            print(f"join the room 'lobby' of the chat: {url}", flush=True)
-        while not stop.is_set():
+        for url, server in zip(urls, children[1:], strict=True):
+            print(f"join the room 'lobby' of the chat: {url} (process {server.process.pid})", flush=True)
+        while True:
             work(discovery)
-            stop.wait(PAUSE_SECONDS)
+            time.sleep(PAUSE_SECONDS)
     except DemoError as error:
         print(error, file=sys.stderr)
         return error.exit_code
+    except KeyboardInterrupt:  # a signal, also one that comes while all of it starts
+        pass
     finally:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
         for child in reversed(children):
             child.ask_to_end()
         for child in reversed(children):

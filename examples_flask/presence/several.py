@@ -1,6 +1,6 @@
 """All of it with one command: `python -m gevent_mesh_examples.presence.several [--servers N] [--port FIRST]`.
 
-Starts a discovery service and some servers as children, names their pages, and ends them on Ctrl-C.
+Starts a discovery service and some servers as children, names their pages and processes, and ends them on Ctrl-C.
 """
 
 from __future__ import annotations
@@ -35,18 +35,22 @@ def main() -> int:
     parser.add_argument("--servers", type=int, choices=range(1, MAX_SERVERS + 1), metavar="N", default=3)
     parser.add_argument("--port", type=int, default=5000, help="of the first server, the others follow; 0: any")
     options = parser.parse_args()
-    stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop.set())
+        signal.signal(number, signal.default_int_handler)
     children: list[Child] = []
     try:
-        for url in start(options.servers, options.port, children):
-            print(f"who is online: {url}", flush=True)
-        stop.wait()
+        urls = start(options.servers, options.port, children)
+        for url, server in zip(urls, children[1:], strict=True):
+            print(f"who is online: {url} (process {server.process.pid})", flush=True)
+        threading.Event().wait()
     except DemoError as error:
         print(error, file=sys.stderr)
         return error.exit_code
+    except KeyboardInterrupt:  # a signal, also one that comes while all of it starts
+        pass
     finally:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
         for child in reversed(children):
             child.ask_to_end()
         for child in reversed(children):

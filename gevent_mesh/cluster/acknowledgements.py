@@ -33,6 +33,8 @@ from .requests import Request, Requests
 
 __all__ = ["Acknowledgements", "Tally"]
 
+logger = logging.getLogger(__name__)
+
 Say = Callable[[MessageType, str, dict[str, Any]], object]
 """Called with a message's type, namespace and data: sends it to whoever asked."""
 
@@ -79,6 +81,7 @@ class _Asked:
     gone: Callable[[int], None]
     deadline: float
     numbers: dict[str, int] = field(default_factory=dict)
+    is_asking: bool = True
 
 
 class Acknowledgements(Service):
@@ -130,6 +133,8 @@ class Acknowledgements(Service):
     ) -> Request:
         """Ask the selected clients of all nodes.
 
+        With a callback, clients of nodes that discovery has yet to name are waited for as well.
+
         Args:
             event: ``[event, *arguments]``.
             selection: which clients.
@@ -149,9 +154,18 @@ class Acknowledgements(Service):
         mesh = self._node.mesh if publish is not None else None
         asked = [peer.uid for peer in mesh.table.reachable(selection.namespace)] if mesh else []
         missing = [peer.uid for peer in mesh.table.unreachable()] if mesh else []
-        may_grow = mesh is not None and mesh.outboxes.awaits_roster
-        us = self._node.uid
-        request = Request([us, *asked], missing, tally.take, monotonic() + timeout, may_grow=may_grow)
+        if self._node.mesh is None:
+            # Nobody sweeps then.
+            self.sweep(monotonic())
+        us, knows_nodes = self._node.uid, publish is None or self._node.knows_nodes
+        request = Request(
+            [us, *asked],
+            missing,
+            tally.take,
+            monotonic() + timeout,
+            may_grow=callback is not None and mesh is not None and not knows_nodes,
+            knows_nodes=knows_nodes,
+        )
         self._requests.open(request)
         if publish is not None:
             self._publish(publish, request)
@@ -242,15 +256,23 @@ class Acknowledgements(Service):
         asked = _Asked(answered, gone, deadline)
         if sids:
             self._asked.append(asked)
-        for sid in in_slices(sids):
-            if not self._clients.is_ours(sid, namespace):
-                gone(1)
-                continue
-            number = self._manager._generate_ack_id(sid, partial(self._on_client, asked, sid))
-            asked.numbers[sid] = number
-            self._asked_by_sid.setdefault(sid, {})[asked] = None
-            packet = self._packets().numbered(event, namespace, number)
-            self._clients.fanout.deliver_to(self._clients.eio_sid(sid, namespace), packet)
+        try:
+            for sid in in_slices(sids):
+                if monotonic() >= deadline:
+                    break
+                if self._clients.is_ours(sid, namespace):
+                    self._ask_one(asked, sid, event, namespace)
+                else:
+                    gone(1)
+        finally:
+            asked.is_asking = False
+
+    def _ask_one(self, asked: _Asked, sid: str, event: list[Any], namespace: str) -> None:
+        number = self._manager._generate_ack_id(sid, partial(self._on_client, asked, sid))
+        asked.numbers[sid] = number
+        self._asked_by_sid.setdefault(sid, {})[asked] = None
+        packet = self._packets().numbered(event, namespace, number)
+        self._clients.fanout.deliver_to(self._clients.eio_sid(sid, namespace), packet)
 
     def _on_client(self, asked: _Asked, sid: str, *arguments: Any) -> None:
         if self._forget(asked, sid):
@@ -273,15 +295,18 @@ class Acknowledgements(Service):
     def lapsed(self, peer: Peer) -> None:
         self._requests.lapsed(peer.uid)
 
+    def left(self) -> None:
+        self._requests.left(self._node.uid)
+
     def sweep(self, now: float) -> None:
         self._requests.sweep(now)
         # Deadlines differ (`call` has a timeout of its own), so the oldest is not always the first that is over.
         kept: deque[_Asked] = deque()
         for asked in self._asked:
-            if asked.deadline <= now:
-                self._give_up(asked)
-            elif asked.numbers:
+            if asked.is_asking or (asked.numbers and now < asked.deadline):
                 kept.append(asked)
+            else:
+                self._give_up(asked)
         self._asked = kept
 
     def _give_up(self, asked: _Asked) -> None:
@@ -296,7 +321,14 @@ def _tell_gone(say: Say, namespace: str, request_id: str, count: int) -> None:
 
 def in_greenlets(callback: Callable[..., object]) -> Callable[[list[Any]], None]:
     """Call an application's callback with answers that come in a reader, which must not wait for it."""
-    return lambda arguments: gevent.spawn(callback, *arguments) and None
+    return lambda arguments: gevent.spawn(_call, callback, arguments) and None
+
+
+def _call(callback: Callable[..., object], arguments: list[Any]) -> None:
+    try:
+        callback(*arguments)
+    except Exception:
+        logger.exception("the callback of an emit failed")
 
 
 def _message(kind: MessageType, data: dict[str, Any]) -> ClusterMessage:

@@ -185,12 +185,13 @@ class ClusterApi:
         Raises:
             ValueError: `rooms` has None, or the sid of a client of this node.
         """
-        entered = _rooms_to_change(rooms)
+        entered, selection = _rooms_to_change(rooms), Selection.of(namespace, room, except_rooms)
+        self._clients.check_enterable(selection.namespace, entered)
         return self._command(
             MessageType.SOCKETS_JOIN,
-            Selection.of(namespace, room, except_rooms),
+            selection,
             lambda opts, request_id: messages.sockets_join(opts, entered, request_id),
-            lambda sids: self._clients.enter(sids, namespace, entered),
+            lambda sids: self._clients.enter(sids, selection.namespace, entered),
             timeout,
         )
 
@@ -211,12 +212,12 @@ class ClusterApi:
         timeout: float | None = None,
     ) -> ClientCount | None:
         """Take the selected clients of all nodes out of a room, or out of several. As `sockets_join`."""
-        left = _rooms_to_change(rooms)
+        left, selection = _rooms_to_change(rooms), Selection.of(namespace, room, except_rooms)
         return self._command(
             MessageType.SOCKETS_LEAVE,
-            Selection.of(namespace, room, except_rooms),
+            selection,
             lambda opts, request_id: messages.sockets_leave(opts, left, request_id),
-            lambda sids: self._clients.leave(sids, namespace, left),
+            lambda sids: self._clients.leave(sids, selection.namespace, left),
             timeout,
         )
 
@@ -242,11 +243,12 @@ class ClusterApi:
         Args:
             close: end their connections, and so all of their namespaces.
         """
+        selection = Selection.of(namespace, room, except_rooms)
         return self._command(
             MessageType.DISCONNECT_SOCKETS,
-            Selection.of(namespace, room, except_rooms),
+            selection,
             lambda opts, request_id: messages.disconnect_sockets(opts, close=close, request_id=request_id),
-            lambda sids: self._clients.disconnect(sids, namespace, close=close),
+            lambda sids: self._clients.disconnect(sids, selection.namespace, close=close),
             timeout,
         )
 
@@ -276,7 +278,7 @@ class ClusterApi:
         """
 
         def register(function: H) -> H:
-            self._server_events.handle(event, namespace, function)
+            self._server_events.handle(event, namespace or "/", function)
             return function
 
         return register if handler is None else register(handler)
@@ -289,7 +291,8 @@ class ClusterApi:
         Raises:
             PayloadError: an argument has no form in msgpack, or it is too large; nobody has got it.
         """
-        self._node.publish(MessageType.SERVER_SIDE_EMIT, namespace, messages.server_side_emit([event, *args]))
+        packet = _server_side_packet(event, args)
+        self._node.publish(MessageType.SERVER_SIDE_EMIT, namespace or "/", messages.server_side_emit(packet))
 
     def server_side_call(
         self, event: str, *args: Any, namespace: str = "/", timeout: float = DEFAULT_TIMEOUT_SECONDS
@@ -319,8 +322,8 @@ class ClusterApi:
             return True
 
         _check_timeout(timeout)
-        data = partial(messages.server_side_emit, [event, *args])
-        request = self._queries.ask(MessageType.SERVER_SIDE_EMIT, namespace, data, take, timeout)
+        data = partial(messages.server_side_emit, _server_side_packet(event, args))
+        request = self._queries.ask(MessageType.SERVER_SIDE_EMIT, namespace or "/", data, take, timeout)
         self._requests.wait(request)
         request.missing |= answers.errors.keys()
         request.note(answers, request.expected_nodes, len(answers))
@@ -449,6 +452,12 @@ def _rooms_to_change(rooms: Any) -> list[Hashable]:
     if None in names or rooms is None:
         raise ValueError("a client cannot enter or leave the room None: name one room, or several")
     return names
+
+
+def _server_side_packet(event: str, arguments: tuple[Any, ...]) -> list[Any]:
+    if not isinstance(event, str):
+        raise TypeError(f"an event's name must be text, not {event!r}")
+    return [event, *arguments]
 
 
 def _check_timeout(timeout: float) -> None:

@@ -4,7 +4,8 @@ Rules:
 
 - Every event gets a greenlet of its own, so that a handler that waits delays nobody; they start in the order in which
   one node sent them.
-- Whoever asks is answered once by each node, also where there is no handler, or where it fails: with an error then.
+- Whoever asks is answered once by each node, also where there is no handler, or where it fails or is killed: with an
+  error then.
 """
 
 from __future__ import annotations
@@ -49,7 +50,13 @@ class ServerEvents(Service):
         }
 
     def handle(self, event: str, namespace: str, handler: Callable[..., Any]) -> None:
-        """Call this handler for an event from now on, and no other."""
+        """Call this handler for an event from now on, and no other.
+
+        Raises:
+            TypeError: it is no function.
+        """
+        if not callable(handler):
+            raise TypeError(f"the handler of {event!r} must be a function, not {type(handler).__name__}")
         self._handled[namespace, event] = handler
 
     def _on_answer(self, peer: Peer, message: ClusterMessage) -> None:
@@ -63,8 +70,11 @@ class ServerEvents(Service):
             self._run(event, arguments, peer, message)
 
     def _run(self, event: str, arguments: list[Any], peer: Peer, message: ClusterMessage) -> None:
-        value, error = self.run(event, arguments, message.nsp)
-        self._answer(peer, message.nsp, message.data.get("requestId"), value, error)
+        value, error = None, "the handler was killed"
+        try:
+            value, error = self.run(event, arguments, message.nsp)
+        finally:
+            self._answer(peer, message.nsp, message.data.get("requestId"), value, error)
 
     def run(self, event: str, arguments: list[Any], namespace: str) -> tuple[Any, str]:
         """Call the handler of an event; it may wait.
@@ -77,7 +87,7 @@ class ServerEvents(Service):
             return None, f"no handler of {event!r} in {namespace!r}"
         try:
             return handler(*arguments), ""
-        except Exception as exc:
+        except (Exception, gevent.Timeout) as exc:
             self._logger.exception("the handler of the server-side event %r failed", event)
             return None, f"{type(exc).__name__}: {exc}"
 

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 import gevent
 
-from ..clients import Clients
+from ..clients import Clients, packed_bytes
 from ..errors import PayloadError
 from ..net.pause import in_slices
 from ..node import Node
@@ -29,11 +29,12 @@ from ..selection import Selection
 from ..service import Handler, Service
 from .requests import Request, Requests
 
-__all__ = ["PIECE_ROOMS", "MakeData", "Queries", "pieces", "take_count"]
+__all__ = ["MakeData", "Queries", "pieces", "pieces_of_rooms", "take_count"]
 
 PIECE_SOCKETS = 200
 PIECE_ROOMS = 1000
-PIECE_BYTES = 64 * 1024
+PIECE_BYTES = 32 * 1024
+"""Even the smallest outbox that can be configured has room for two."""
 
 T = TypeVar("T")
 
@@ -94,7 +95,13 @@ class Queries(Service):
         peers = mesh.table.reachable(namespace) if mesh is not None else []
         missing = mesh.table.unreachable() if mesh is not None else []
         deadline = monotonic() + timeout
-        request = Request([peer.uid for peer in peers], [peer.uid for peer in missing], _taking(kind, take), deadline)
+        request = Request(
+            [peer.uid for peer in peers],
+            [peer.uid for peer in missing],
+            _taking(kind, take),
+            deadline,
+            knows_nodes=self._node.knows_nodes,
+        )
         message = self._node.encode(kind, namespace, make_data(request.id))
         self._requests.open(request)
         if mesh is not None:
@@ -108,7 +115,7 @@ class Queries(Service):
         """How many nodes serve a namespace, this one included."""
         mesh = self._node.mesh
         others = mesh.table.serving(namespace) if mesh is not None else []
-        return len(others) + (namespace in self._clients.namespaces())
+        return len(others) + self._clients.serves(namespace)
 
     # ------------------------------------------------------------------ this node's own part
 
@@ -171,9 +178,7 @@ class Queries(Service):
 
     def _answer_rooms(self, peer: Peer, message: ClusterMessage, sids: list[str]) -> None:
         request_id = message.data["requestId"]
-        rooms = list(self.count_rooms(sids, message.nsp).items())
-        parts = (rooms[at : at + PIECE_ROOMS] for at in range(0, len(rooms), PIECE_ROOMS))
-        for piece, more in _with_last(parts):
+        for piece, more in _with_last(pieces_of_rooms(self.count_rooms(sids, message.nsp))):
             data = messages.answer_rooms(request_id, piece, more=more)
             if not self._tell(peer, MessageType.ANSWER, message.nsp, data):
                 return
@@ -185,8 +190,11 @@ class Queries(Service):
         try:
             self._node.publish_to([peer], kind, namespace, data)
         except PayloadError as exc:
-            self._logger.error("an answer to %s cannot be sent: %s", peer.uid, exc)
-            return False
+            self._logger.error("a part of an answer to %s cannot be sent: %s", peer.uid, exc)
+            if not data.get("more"):
+                # Nobody is to wait for it.
+                nothing: dict[str, Any] = {key: [] for key in ("packed", "rooms") if key in data}
+                self._node.publish_to([peer], kind, namespace, {**data, **nothing})
         return True
 
 
@@ -203,14 +211,24 @@ def _taking(kind: MessageType, take: Callable[[str, ClusterMessage], bool]) -> C
 
 def pieces(sockets: Iterable[tuple[str, bytes]]) -> Iterator[list[bytes]]:
     """What was told of sockets (sid, packed), in pieces that are not too large for one message."""
-    piece: list[bytes] = []
-    size = 0
-    for _, packed in sockets:
-        piece.append(packed)
-        size += len(packed)
-        if len(piece) >= PIECE_SOCKETS or size >= PIECE_BYTES:
+    return _in_pieces(((packed, len(packed)) for _, packed in sockets), PIECE_SOCKETS)
+
+
+def pieces_of_rooms(counts: Mapping[Hashable, int]) -> Iterator[list[tuple[Hashable, int]]]:
+    """Rooms and how many are in them, the same way. Rooms that have no form in msgpack are left out."""
+    sized = (((room, count), packed_bytes(room)) for room, count in in_slices(counts.items()))
+    return _in_pieces(((pair, size + 8) for pair, size in sized if size is not None), PIECE_ROOMS)
+
+
+def _in_pieces(sized: Iterable[tuple[T, int]], most: int) -> Iterator[list[T]]:
+    piece: list[T] = []
+    piece_bytes = 0
+    for item, size in sized:
+        piece.append(item)
+        piece_bytes += size
+        if len(piece) >= most or piece_bytes >= PIECE_BYTES:
             yield piece
-            piece, size = [], 0
+            piece, piece_bytes = [], 0
     if piece:
         yield piece
 

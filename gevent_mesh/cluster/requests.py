@@ -35,6 +35,7 @@ class Request:
         deadline: when it ends at the latest, monotonic.
         may_grow: nodes that are not known yet may be asked as well; it then ends at its deadline only.
         request_id: its id, if somebody else has chosen it.
+        knows_nodes: whether it is known which nodes there are.
 
     Attributes:
         id: names it in messages; 16 hex digits.
@@ -52,7 +53,9 @@ class Request:
         *,
         may_grow: bool = False,
         request_id: str = "",
+        knows_nodes: bool = True,
     ) -> None:
+        self._knows_nodes = knows_nodes
         self.id = request_id or secrets.token_hex(8)
         self.waiting = set(asked)
         self.missing = set(missing)
@@ -81,6 +84,10 @@ class Request:
             self.waiting.discard(uid)
             self.missing.add(uid)
 
+    def stop_growing(self) -> None:
+        """It is known now which nodes there are."""
+        self._may_grow = False
+
     def end(self) -> None:
         """Nothing is waited for any more."""
         self.missing |= self.waiting
@@ -94,7 +101,7 @@ class Request:
 
     def note(self, outcome: Outcome, expected: int, received: int) -> None:
         """Say in an answer how much of it is there."""
-        outcome.note(self.missing, expected, received)
+        outcome.note(self.missing, expected, received, knows_nodes=self._knows_nodes)
 
 
 class Requests:
@@ -131,6 +138,14 @@ class Requests:
         """A node is not present any more."""
         for request in list(self._open.values()):
             request.lapsed(uid)
+            self._end_if_complete(request)
+
+    def left(self, own_uid: str) -> None:
+        """This node has left the mesh: others will say nothing more."""
+        for request in list(self._open.values()):
+            for uid in request.waiting - {own_uid}:
+                request.lapsed(uid)
+            request.stop_growing()
             self._end_if_complete(request)
 
     def sweep(self, now: float) -> None:

@@ -41,16 +41,21 @@ class Outcome:
     missing_nodes: tuple[str, ...] = ()
     expected: int = 0
     received: int = 0
+    _knows_nodes: bool = True
 
     @property
     def is_complete(self) -> bool:
-        """Whether nothing is missing."""
-        return not self.missing_nodes and self.received >= self.expected
+        """Whether nothing is missing. Nobody can tell before discovery has said who is there: False then."""
+        return self._knows_nodes and not self.missing_nodes and self.received >= self.expected
 
-    def note(self, missing_nodes: Iterable[str], expected: int, received: int) -> None:
-        """Say how much of the answer is there."""
+    def note(self, missing_nodes: Iterable[str], expected: int, received: int, *, knows_nodes: bool = True) -> None:
+        """Say how much of the answer is there.
+
+        Args:
+            knows_nodes: whether discovery had said which nodes there are.
+        """
         self.missing_nodes = tuple(sorted(missing_nodes))
-        self.expected, self.received = expected, received
+        self.expected, self.received, self._knows_nodes = expected, received, knows_nodes
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +134,7 @@ class RemoteSocket:
     def data(self) -> dict[str, Any]:
         """Its session: what `save_session` has put there, and with Flask-SocketIO `flask.session` as handlers see it.
 
-        Only what msgpack has a form for, and at most 64 KiB of it.
+        Only what msgpack has a form for, and at most 32 KiB of it.
         """
         data = self._read().get("data")
         return data if isinstance(data, dict) else {}

@@ -6,8 +6,9 @@ Rules:
   *writer* is the only one that ever sends. The *heartbeat* starts when the link is up.
 - Others end a link with `cut` or `leave`, which make the reader return; they never take it apart themselves. So "the
   link has ended" also means "nothing of it is being handed on any more", which resuming a session relies on.
-- The reader never runs application code that could wait (see `gevent_mesh.manager`), and it gives way every few
+- The reader never runs application code that could wait (see `gevent_mesh.service`), and it gives way every few
   milliseconds, so that heartbeats and clients are served during a flood.
+- A reader that is at work on a message does not read: its peer is not silent then, and nobody kills it.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from ..protocol.link import AnyLinkProtocol, Claimed, Event, Identity, Left, Los
 from ..protocol.messages import ClusterMessage
 from ..protocol.peers import Peer
 from .listener import StrangerTicket
-from .pause import SLICE_SECONDS, give_way
+from .pause import SLICE_SECONDS, at_work, give_way, worked_at
 from .transport import Transport
 
 __all__ = ["Link", "LinkOwner"]
@@ -34,6 +35,8 @@ __all__ = ["Link", "LinkOwner"]
 logger = logging.getLogger(__name__)
 
 ACK_SECONDS = 0.2
+STUCK_SECONDS = 5.0
+"""A reader that has not given way for so long in the middle of a message does not come back."""
 PARTING_SECONDS = 1.0
 """How long the last words (BYE) may take to leave."""
 
@@ -83,6 +86,7 @@ class Link:
         self._reason = ""
         self._wake = GeventEvent()
         self._idle = False
+        self._is_handling = False
         self._reader: gevent.Greenlet | None = None
         self._writer: gevent.Greenlet | None = None
         self._heart: gevent.Greenlet | None = None
@@ -118,6 +122,11 @@ class Link:
         self.transport.close()
         if not self.ended.wait(PARTING_SECONDS):
             self.transport.abort()
+
+    @property
+    def is_at_work(self) -> bool:
+        """Whether the reader is in the middle of a message, and not stuck there."""
+        return self._is_handling and self._reader is not None and monotonic() - worked_at(self._reader) < STUCK_SECONDS
 
     def kill(self, reason: str) -> None:
         """End a link whose reader does not come back."""
@@ -159,12 +168,15 @@ class Link:
             if not data:
                 self._reason = self._reason or "the connection was closed"
                 return
+            self._is_handling = True
+            at_work()
             for event in protocol.receive(data, monotonic()):
                 self._handle(event)
                 if monotonic() > slice_ends:
                     give_way()
                     slice_ends = monotonic() + SLICE_SECONDS
             self._after_receive()
+            self._is_handling = False
 
     def _handle(self, event: Event) -> None:
         if type(event) is ClusterMessage:
@@ -275,7 +287,7 @@ class Link:
         protocol = self.protocol
         while protocol.phase is Phase.UP:
             gevent.sleep(max(0.0, protocol.next_tick() - monotonic()))
-            if not protocol.tick(monotonic(), self._owner.status()):
+            if not protocol.tick(monotonic(), self._owner.status(), reads=not self.is_at_work):
                 self.cut(f"nothing was heard for {monotonic() - protocol.heard_at:.1f} s")
                 return
             self.wake()

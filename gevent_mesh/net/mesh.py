@@ -280,7 +280,7 @@ class Mesh:
         for change in changes:
             before = change.before.value if change.before else "unknown"
             after = change.after.value if change.after else "gone"
-            if change.after is PeerState.DEAD:
+            if change.after is PeerState.DEAD and self._is_missed(change.uid):
                 self._logger.warning(
                     "peer %s has been away for %.0f s: what it misses from now on is lost, and counted",
                     change.uid,
@@ -292,6 +292,11 @@ class Mesh:
                 self._last_failure.pop(change.uid, None)
         if changes:
             self._changed.set()
+
+    def _is_missed(self, uid: str) -> bool:
+        """Whether a peer that is given up should be there: it serves clients, and discovery has not seen it go."""
+        peer = self.table.get(uid)
+        return peer is not None and not peer.is_emitter and not self.table.members.is_delisted(uid)
 
     def _tell_lapsed(self) -> None:
         for peer in self.table.take_lapsed(monotonic()):
@@ -485,6 +490,9 @@ class Mesh:
     def _replace(self, old: Link) -> None:
         old.cut("replaced by a newer link")
         if not old.ended.wait(STUCK_READER_SECONDS):
+            if old.is_at_work:
+                # Half of a command would be done, and counted as done.
+                raise HandshakeError(Refusal.BUSY, "the pair's former link is still at work on a message")
             self._logger.error("the reader of %r is stuck; it is killed", old)
             old.kill("stuck")
             old.ended.wait(STUCK_READER_SECONDS)

@@ -29,7 +29,7 @@ from ..protocol.membership import Change, PeerState
 from ..protocol.peers import Peer, PeerTable
 from ..protocol.session import Session
 from .link import Link
-from .pause import give_way
+from .pause import at_work, give_way
 
 __all__ = ["Counters", "Outboxes"]
 
@@ -231,6 +231,7 @@ class Outboxes:
 
     def _wait_for_relief(self, seconds: float) -> None:
         self._is_waited_for = True
+        at_work()
         self._relief.clear()
         self._relief.wait(seconds)
 

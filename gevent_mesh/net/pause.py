@@ -1,4 +1,7 @@
-"""Giving way to everybody else, sockets and timers included."""
+"""Giving way to everybody else, sockets and timers included; and telling long work from a greenlet that is stuck.
+
+Whoever gives way, or waits for a bounded time on purpose, is *at work*: it has come so far a moment ago.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ from typing import TypeVar
 
 import gevent
 
-__all__ = ["SLICE_SECONDS", "give_way", "in_slices"]
+__all__ = ["ITEMS_SLICE_SECONDS", "SLICE_SECONDS", "at_work", "give_way", "in_slices", "worked_at"]
 
 SLICE_SECONDS = 0.005
 """How long a reader works before it lets others run."""
@@ -18,6 +21,17 @@ ITEMS_SLICE_SECONDS = 0.002
 T = TypeVar("T")
 
 
+def at_work() -> None:
+    """Note that the present greenlet is not stuck."""
+    gevent.getcurrent().worked_at = monotonic()
+
+
+def worked_at(greenlet: gevent.Greenlet) -> float:
+    """When a greenlet noted that last, by the monotonic clock."""
+    found: float = getattr(greenlet, "worked_at", float("-inf"))
+    return found
+
+
 def give_way() -> None:
     """Let one whole turn of the event loop pass.
 
@@ -25,6 +39,7 @@ def give_way() -> None:
     at a single socket or timer. With slices of 5 ms, heartbeats and clients would wait for a quarter of a second.
     A timer of length zero is due in the next turn, and costs no more.
     """
+    at_work()
     hub = gevent.get_hub()
     with hub.loop.timer(0) as timer:
         hub.wait(timer)

@@ -41,7 +41,7 @@ from .frames import (
     encode_frame,
 )
 from .handshake import Keys
-from .messages import ClusterMessage, parse
+from .messages import DECODE, ClusterMessage, parse
 from .session import Session
 from .websocket import FrameDecoder, Opcode, close_payload, frame, frame_header
 
@@ -177,7 +177,7 @@ class AnyLinkProtocol(Protocol):
 
     def next_tick(self) -> float: ...
 
-    def tick(self, now: float, status: dict[str, Any]) -> bool: ...
+    def tick(self, now: float, status: dict[str, Any], *, reads: bool = True) -> bool: ...
 
     def receive(self, data: bytes, now: float) -> Iterator[Event]: ...
 
@@ -336,17 +336,18 @@ class LinkProtocol:
         self._planned_tick = min(self._beat_at, self._heard_at + self._heartbeat_timeout)
         return self._planned_tick
 
-    def tick(self, now: float, status: dict[str, Any]) -> bool:
+    def tick(self, now: float, status: dict[str, Any], *, reads: bool = True) -> bool:
         """Send a heartbeat if one is due.
 
         Args:
             status: small facts about us, such as ``{"clients": 12}``.
+            reads: False while nobody reads what the peer may be sending.
 
         Returns:
             False when the peer has been silent for too long.
         """
-        if self._planned_tick is not None and now - self._planned_tick > STALL_SECONDS:
-            # We were stopped or starved. What the peer sent meanwhile is still in the socket: judge it afresh.
+        if not reads or (self._planned_tick is not None and now - self._planned_tick > STALL_SECONDS):
+            # We were stopped, starved or busy. What the peer sent meanwhile is still in the socket: judge it afresh.
             self._heard_at = now
         if now - self._heard_at >= self._heartbeat_timeout:
             return False
@@ -561,9 +562,7 @@ def _unpack_all(body: memoryview) -> Iterator[object]:
 
     The size of the body bounds every container in it, so a few bytes cannot announce a huge one.
     """
-    unpacker = msgpack.Unpacker(
-        raw=False, strict_map_key=False, max_buffer_size=len(body), read_size=len(body), use_list=True
-    )
+    unpacker = msgpack.Unpacker(**DECODE, max_buffer_size=len(body), read_size=len(body), use_list=True)
     unpacker.feed(body)
     end = 0
     try:

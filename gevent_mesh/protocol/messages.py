@@ -23,6 +23,7 @@ from .frames import is_uid
 from .presence_messages import check_presence, check_wanted
 
 __all__ = [
+    "DECODE",
     "OWN_TYPES_FROM",
     "ClusterMessage",
     "MessageType",
@@ -39,6 +40,7 @@ __all__ = [
     "encode",
     "encode_anywhere",
     "fetch_sockets",
+    "one_client",
     "options",
     "pack_socket",
     "packed_sockets",
@@ -59,6 +61,9 @@ __all__ = [
 ]
 
 MAX_REQUEST_ID_CHARS = 64
+DECODE = {"raw": False, "strict_map_key": False, "timestamp": 1}
+"""How msgpack reads messages. Timestamps become numbers: as objects they could be keys of maps, whose hashes a peer
+could choose to be all the same."""
 OWN_TYPES_FROM = 32
 """Message types from here on are ours alone."""
 MAX_NUMBER = 2**63 - 1
@@ -205,6 +210,14 @@ def disconnect_sockets(opts: dict[str, Any], *, close: bool = False, request_id:
     return _with_id({"opts": opts, "close": close}, request_id)
 
 
+def one_client(data: dict[str, Any]) -> dict[str, Any]:
+    """Data of a SOCKETS_JOIN, SOCKETS_LEAVE or DISCONNECT_SOCKETS that is for the client with the sid in `opts` alone.
+
+    Without it, what an application takes for a sid, and is the name of a room, would be that room.
+    """
+    return {**data, "client": True}
+
+
 def fetch_sockets(opts: dict[str, Any], request_id: str) -> dict[str, Any]:
     """Data of a FETCH_SOCKETS, a COUNT_SOCKETS or a LIST_ROOMS: what to tell of the selected clients."""
     return {"opts": opts, "requestId": request_id}
@@ -239,7 +252,7 @@ def unpack_socket(packed: bytes) -> dict[str, Any]:
         MessageError: it is something else.
     """
     try:
-        socket = msgpack.unpackb(packed, raw=False, strict_map_key=False)
+        socket = msgpack.unpackb(packed, **DECODE)
     except (ValueError, TypeError, msgpack.UnpackException) as exc:
         raise MessageError(f"not a socket: {exc}") from exc
     _socket(socket)
@@ -444,6 +457,11 @@ def _request_id(data: dict[str, Any]) -> None:
     _need(type(request_id) is str and 0 < len(request_id) <= MAX_REQUEST_ID_CHARS, "requestId must be a short text")
 
 
+def _one_client(data: dict[str, Any]) -> None:
+    _need(type(data.get("client", False)) is bool, "client must be true or false")
+    _need(not data.get("client") or len(data["opts"]["rooms"]) == 1, "a client has one sid")
+
+
 def _optional_request_id(data: dict[str, Any]) -> None:
     if data.get("requestId") is not None:
         _request_id(data)
@@ -474,6 +492,7 @@ def _broadcast(data: dict[str, Any]) -> None:
 def _move(data: dict[str, Any]) -> None:
     _opts(data)
     _optional_request_id(data)
+    _one_client(data)
     _room_list(data, "rooms")
     # To python-socketio None is the room of everybody in the namespace: whoever left it would be lost to its node.
     _need(None not in data["rooms"], "a client cannot enter or leave the room None")
@@ -482,6 +501,7 @@ def _move(data: dict[str, Any]) -> None:
 def _disconnect(data: dict[str, Any]) -> None:
     _opts(data)
     _optional_request_id(data)
+    _one_client(data)
     _need(type(data.get("close", False)) is bool, "close must be true or false")
 
 

@@ -20,7 +20,7 @@ Rules:
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
@@ -133,10 +133,12 @@ def check_user(user: object) -> UserId:
 
     Raises:
         TypeError: it is something else.
-        ValueError: it is too large to travel.
+        ValueError: it is too large to travel, or the empty text, which is nearly always an id that is missing.
     """
     if isinstance(user, str):
         text = str.__str__(user)
+        if not text:
+            raise ValueError("a user id must not be the empty text: is the user's id missing?")
         if len(text) > MAX_USER_CHARS or not is_sendable(text):
             raise ValueError(f"a user id must be valid Unicode of at most {MAX_USER_CHARS} characters")
         return text
@@ -563,11 +565,20 @@ class PresenceTable:
         """Whether something is owed to those who watch."""
         return bool(self._owed)
 
-    def next_notice(self) -> Notice | None:
-        """What is owed for the longest time, and is not owed from now on."""
+    def next_notice(self, wanted: Collection[Change] = tuple(Change)) -> Notice | None:
+        """What is owed for the longest time, and is not owed from now on.
+
+        Args:
+            wanted: changes that somebody listens to. Making the user of any other would be work for nothing.
+
+        Returns:
+            None if nothing is owed, or nobody listens to it.
+        """
         if not self._owed:
             return None
         user, owed = self._owed.popitem(last=False)
+        if owed.change not in wanted:
+            return None
         return Notice(owed.change, owed.last or _made(user, self._users[user]))
 
 

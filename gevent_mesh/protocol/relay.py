@@ -31,7 +31,7 @@ from dataclasses import dataclass, field
 import msgpack
 
 from ..errors import MessageError
-from .messages import MAX_REFUSED, ClusterMessage, MessageType, parse
+from .messages import DECODE, MAX_REFUSED, ClusterMessage, MessageType, parse
 from .peers import Peer
 
 __all__ = ["Delivered", "Receipt", "Retained", "open_answer", "open_message", "open_question"]
@@ -106,7 +106,7 @@ def open_answer(packed: bytes) -> ClusterMessage:
 
 def _open(packed: bytes, allowed: frozenset[MessageType]) -> ClusterMessage:
     try:
-        value = msgpack.unpackb(packed, raw=False, strict_map_key=False)
+        value = msgpack.unpackb(packed, **DECODE)
     except (ValueError, TypeError, msgpack.UnpackException) as exc:
         raise MessageError(f"a message in a message cannot be decoded: {exc}") from exc
     message = parse(value)

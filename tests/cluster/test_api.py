@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from time import monotonic
 from typing import Any
 
 import gevent
@@ -153,6 +154,100 @@ class TestFetchSockets:
             alone.manager.fetch_sockets(timeout=timeout)
 
 
+class TestOddRooms:
+    """Rooms have the names that clients ask for, if an application lets them; what cannot travel hides nobody."""
+
+    ODD = ("\ud800", 2**70, ("pair", "\udfff"))
+
+    def test_a_room_that_cannot_travel_hides_neither_its_clients_nor_other_rooms(self, nodes: list[PaperNode]) -> None:
+        asking, other, _ = nodes
+        sid = other.connects("e")
+        for room in (*self.ODD, "plain"):
+            other.server.enter_room(sid, room)
+        with gevent.Timeout(5):
+            (socket,) = asking.manager.fetch_sockets(timeout=30)
+            assert set(socket.rooms) == {sid, "plain"}
+            assert asking.manager.list_rooms(timeout=30) == {"plain": 1}
+
+    def test_many_rooms_and_large_sessions_fit_into_the_smallest_outboxes(self) -> None:
+        with paper_mesh(2, buffered_amount_threshold=64 * 1024) as (asking, other):
+            for n in range(200):
+                sid = other.connects(f"e{n}", QUERY_STRING="q=" + "x" * 500)
+                for k in range(5):
+                    other.server.enter_room(sid, f"{n} {k} " + "y" * 60)
+            with gevent.Timeout(10):
+                sockets, rooms = asking.manager.fetch_sockets(timeout=30), asking.manager.list_rooms(timeout=30)
+            assert (len(sockets), len(rooms)) == (200, 1000)
+            complete(sockets, 2)
+            complete(rooms, 2)
+
+
+class TestBeforeDiscoveryHasAnswered:
+    @pytest.fixture
+    def lost(self) -> Iterator[PaperNode]:
+        node = PaperNode(GeventMeshManager("ws://127.0.0.1:1", ws_port=0))
+        yield node
+        node.manager.stop(0)
+
+    def test_no_answer_is_complete(self, lost: PaperNode) -> None:
+        sid = lost.connects("e")
+        for ask in (lost.manager.fetch_sockets, lost.manager.count_sockets, lost.manager.list_rooms):
+            outcome: Outcome = ask()
+            assert not outcome.is_complete
+        assert not lost.manager.server_side_call("event").is_complete
+        assert lost.manager.fetch_sockets(room=sid).is_complete, "nobody else can have it"
+
+    def test_call_waits_for_nobody_but_its_own_clients(self, lost: PaperNode) -> None:
+        lost.connects("e")
+        calling = gevent.spawn(lost.manager.call, "ask", timeout=30)
+        lost.answers("e", "ask", 1)
+        answers = calling.get(timeout=5)
+        assert answers == [1]
+        assert not answers.is_complete
+
+
+class TestTheEnd:
+    def test_leaving_ends_the_parts_of_others(self, nodes: list[PaperNode]) -> None:
+        asking, other, _ = nodes
+        other.connects("e")
+        calling = gevent.spawn(asking.manager.call, "ask", timeout=30)
+        other.gets("ask")
+        asking.manager.stop(0)
+        assert not calling.get(timeout=5).is_complete
+
+    def test_what_was_asked_without_a_mesh_is_freed(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(mesh_module, "SWEEP_SECONDS", 0.05)
+        node = PaperNode(GeventMeshManager(callback_timeout=0.1))
+        node.connects("e")
+        node.manager.stop(0)
+        for _ in range(5):
+            node.server.emit("ask", 1, callback=print)
+        assert len(node.manager._requests) == 5
+
+        eventually(lambda: all(request.deadline < monotonic() for request in node.manager._requests._open.values()))
+        node.server.emit("ask", 1, callback=print)
+        assert len(node.manager._requests) == len(node.manager._acknowledgements._asked) == 1
+
+    def test_asking_many_own_clients_ends_with_its_time(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        node = PaperNode(GeventMeshManager())
+        for n in range(200):
+            node.connects(f"e{n}")
+        deliver = node.manager._clients.fanout.deliver_to
+
+        def slowly(eio_sid: str, packet: Any) -> None:
+            gevent.sleep(0.01)
+            deliver(eio_sid, packet)
+
+        monkeypatch.setattr(node.manager._clients.fanout, "deliver_to", slowly)
+        with gevent.Timeout(1.5):
+            answers = node.manager.call("ask", timeout=0.3)
+        assert not answers.is_complete
+        node.manager._acknowledgements.sweep(monotonic() + 1)
+        assert not node.manager._acknowledgements._asked_by_sid
+        assert all(len(numbers) == 1 for numbers in node.manager.callbacks.values())
+        node.manager.stop(0)
+
+
 class TestWhatIsMissing:
     def test_a_node_that_dies_in_the_middle_ends_its_part_at_once(
         self, nodes: list[PaperNode], monkeypatch: pytest.MonkeyPatch
@@ -266,6 +361,29 @@ class TestCommands:
         got = [packet for _, packet in other.sent]
         assert got == ['2["event",1]'] * 20 + ['2["event",3]'] * 20
 
+    def test_a_clients_own_room_is_entered_by_nobody(self, nodes: list[PaperNode]) -> None:
+        asking, other, _ = nodes
+        sid, elsewhere = asking.connects("a"), other.connects("b")
+        with pytest.raises(ValueError, match="sid"):
+            asking.manager.sockets_join(sid)
+        assert asking.manager.count_sockets(room=elsewhere) == 1
+        assert other.server.rooms(elsewhere) == [elsewhere]
+
+    def test_no_namespace_is_the_main_one(self, nodes: list[PaperNode]) -> None:
+        sids = [node.connects("e") for node in nodes]
+        manager: Any = nodes[0].manager
+        assert manager.sockets_join("x", namespace=None, timeout=5) == 3
+        got: list[str] = []
+        nodes[1].manager.on("event", lambda: got.append("event"))
+        manager.server_side_emit("event", namespace=None)
+        eventually(lambda: got)
+        assert manager.sockets_leave("x", room=sids[0], namespace=None, timeout=5) == 1
+        for ask in (manager.fetch_sockets, manager.count_sockets, manager.list_rooms, manager.call):
+            with pytest.raises(TypeError, match="namespace"):
+                ask("event", namespace=3)
+        with pytest.raises(TypeError, match="name"):
+            manager.server_side_emit(7)
+
     @pytest.mark.parametrize("rooms", [None, [None], ["a", None]])
     def test_nobody_enters_or_leaves_the_room_of_everybody(self, alone: PaperNode, rooms: Any) -> None:
         for command in (alone.manager.sockets_join, alone.manager.sockets_leave):
@@ -338,6 +456,31 @@ class TestServerEvents:
         assert answers.errors == {failing.manager.uid: "ZeroDivisionError: integer division or modulo by zero"}
         assert "Traceback" in caplog.text
 
+    def test_a_handler_that_runs_out_of_time_or_is_killed_is_an_error_at_once(self, nodes: list[PaperNode]) -> None:
+        asking, late, killed = nodes
+
+        @late.manager.on("work")
+        def waits() -> None:
+            with gevent.Timeout(0.01):
+                Event().wait()
+
+        working: list[gevent.Greenlet[..., Any]] = []
+
+        @killed.manager.on("work")
+        def is_killed() -> None:
+            working.append(gevent.getcurrent())
+            Event().wait()
+
+        calling = gevent.spawn(asking.manager.server_side_call, "work", timeout=30)
+        eventually(lambda: working)
+        working[0].kill()
+        answers = calling.get(timeout=5)
+        assert answers == {}
+        assert answers.errors == {
+            late.manager.uid: "Timeout: 0.01 seconds",
+            killed.manager.uid: "the handler was killed",
+        }
+
     def test_without_a_handler_a_node_says_so_at_once(self, nodes: list[PaperNode]) -> None:
         asking, other, none = nodes
         other.manager.on("event", lambda: None)
@@ -355,6 +498,13 @@ class TestServerEvents:
         answers = asking.manager.server_side_call("event")
         assert answers == {third.manager.uid: 1}
         assert "cannot be sent" in answers.errors[other.manager.uid]
+
+    def test_only_a_function_can_handle_an_event(self, alone: PaperNode) -> None:
+        nonsense: Any = 5
+        with pytest.raises(TypeError, match="the handler of 'event' must be a function, not int"):
+            alone.manager.on("event", nonsense)
+        with pytest.raises(TypeError, match="must be a function"):
+            alone.manager.on("event")(nonsense)
 
     def test_arguments_that_cannot_be_sent_raise(self, nodes: list[PaperNode]) -> None:
         with pytest.raises(PayloadError):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import signal
+import statistics
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -329,7 +330,7 @@ class TestLarge:
                 assert (told["size"], told["missing"]) == (SOCKETS, [])
                 seconds.append(told["seconds"])
             print(f"fetch_sockets, {SOCKETS} sockets on 3 nodes: {[round(s * 1000) for s in seconds]} ms")
-            assert min(seconds) < 0.3
+            assert statistics.median(seconds) < 0.3
 
     def test_tens_of_thousands_do_not_stop_anybody(self) -> None:
         with fleet() as ships:
@@ -339,11 +340,11 @@ class TestLarge:
                 node.do("populate", 25_000)
             for method, size in (("count_sockets", 50_000), ("list_rooms", 100), ("fetch_sockets", 50_000)):
                 gaps = []
-                for _ in range(3):
+                for _ in range(5):
                     asked.do("watch_hub")
                     told = asking.do("measure", method, timeout=20)
                     gaps.append(max(told["longest_gap"], asked.do("longest_gap")))
                     assert (told["size"], told["missing"]) == (size, [])
                 print(f"{method}, 50,000 sockets: {told['seconds']:.2f} s, gaps {[round(g * 1e3, 1) for g in gaps]} ms")
-                # The best of three: others are at work on this machine, and what they take is not ours.
-                assert min(gaps) < 0.02
+                # The median: others are at work on this machine, and what they take now and then is not ours.
+                assert statistics.median(gaps) < 0.02

@@ -11,8 +11,9 @@ from typing import Any
 import psutil
 import pytest
 
+from examples_flask.external_emitter import __main__ as external_emitter
 from tests.integration.clients import Client
-from tests.integration.programs import gone, running
+from tests.integration.programs import gone, running, until
 
 pytestmark = pytest.mark.integration
 
@@ -35,7 +36,7 @@ def member_of(url: str, room: str) -> Client:
 
 def test_all_of_it_with_one_command(clients: list[Client]) -> None:
     with running([sys.executable, "-m", "gevent_mesh_examples.external_emitter", "--port", "0"]) as program:
-        program.wait_for(r"(?s)lobby.*lobby.*http://\S+\n")
+        program.wait_for(r"(?s)lobby.*lobby.*http://\S+ \(process \d+\)\n")
         clients += [member_of(url, "lobby") for url in re.findall(r"http://[\d.:]+", program.output)]
         assert len(clients) == 2
         for client in clients:
@@ -64,3 +65,23 @@ def test_the_worker_by_hand(clients: list[Client]) -> None:
             for client in clients:
                 expected = [f"step {step} of 3 is done" for step in (1, 2, 3)]
                 assert steps(client) == {f"job {number}": expected for number in (1, 2, 3)}
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_all_while_it_starts(number: int) -> None:
+    with running([sys.executable, "-m", "gevent_mesh_examples.external_emitter", "--port", "0"]) as program:
+        starting = psutil.Process(program.process.pid)
+        until(starting.children)
+        children = starting.children(recursive=True)
+        program.process.send_signal(number)
+        assert program.wait() == 0
+        assert program.output == ""
+        assert gone(children)
+
+
+def test_a_worker_that_takes_too_long_is_ended(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(external_emitter, "WORK_SECONDS", 0.01)
+    external_emitter.work("ws://127.0.0.1:1")
+    assert "the worker was not done within" in capfd.readouterr().err

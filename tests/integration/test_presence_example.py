@@ -146,9 +146,10 @@ def test_one_command_starts_all_and_ends_all() -> None:
     with running(
         [sys.executable, "-m", "gevent_mesh_examples.presence.several", "--servers", "2", "--port", "0"]
     ) as program:
-        program.wait_for(r"(?s)online: \S+.*online: \S+")
+        program.wait_for(r"(?s)online: \S+.*online: \S+ \(process \d+\)")
         one, two = re.findall(r"online: (\S+)", program.output)
         children = psutil.Process(program.process.pid).children(recursive=True)
+        assert {int(pid) for pid in re.findall(r"process (\d+)", program.output)} < {child.pid for child in children}
         page = Client(one, auth={"name": "Ada"})
         until(lambda: "Ada" in online(two))
         page.close()
@@ -156,3 +157,15 @@ def test_one_command_starts_all_and_ends_all() -> None:
         assert program.wait() == 0
     assert len(children) == 3
     assert gone(children)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_all_while_it_starts(number: int) -> None:
+    with running([sys.executable, "-m", "gevent_mesh_examples.presence.several", "--port", "0"]) as program:
+        starting = psutil.Process(program.process.pid)
+        until(starting.children)
+        children = starting.children(recursive=True)
+        program.process.send_signal(number)
+        assert program.wait() == 0
+        assert program.output == ""
+        assert gone(children)

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from time import monotonic
 from typing import Any
 
 import gevent
@@ -17,8 +18,10 @@ import pytest
 from gevent.event import Event
 
 from gevent_mesh.errors import HandshakeError
+from gevent_mesh.net import link as link_module
 from gevent_mesh.net import mesh as module
 from gevent_mesh.net.listener import Listener
+from gevent_mesh.net.pause import give_way
 from gevent_mesh.protocol import membership
 from gevent_mesh.protocol.frames import Refusal
 from gevent_mesh.protocol.link import Left, Phase
@@ -278,6 +281,7 @@ class TestResuming:
         self, join: Join, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
     ) -> None:
         monkeypatch.setattr(module, "STUCK_READER_SECONDS", 0.2)
+        monkeypatch.setattr(link_module, "STUCK_SECONDS", 0.1)
         monkeypatch.setattr(membership, "FALLBACK_SECONDS", 0.2)
         for hangs_at_dialer in (True, False):
             one, two = pair(join)
@@ -307,6 +311,7 @@ class TestResuming:
         self, join: Join, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
     ) -> None:
         monkeypatch.setattr(module, "STUCK_READER_SECONDS", 1.0)
+        monkeypatch.setattr(link_module, "STUCK_SECONDS", 0.1)
         monkeypatch.setattr(membership, "FALLBACK_SECONDS", 0.2)
         monkeypatch.setattr(module, "HANDSHAKE_SECONDS", 0.3)
         one, two = pair(join)
@@ -561,3 +566,38 @@ def test_a_small_mesh_is_quiet(join: Join, discovery: DiscoveryServer, caplog: p
     assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
     # One line for each link, at each of its ends.
     assert len([record for record in caplog.records if "link up" in record.getMessage()]) == 6
+
+
+def at_work_for(seconds: float) -> None:
+    """Work like a command for many clients: long, and giving way all the time."""
+    ends = monotonic() + seconds
+    while monotonic() < ends:
+        give_way()
+
+
+def test_a_reader_that_is_at_work_does_not_take_its_peer_for_silent(join: Join) -> None:
+    one, two = pair(join, heartbeat_interval=0.1, heartbeat_timeout=0.3)
+    two.on_number = lambda number: at_work_for(1.0) if number == 1 else None
+    one.say(3)
+    two.hears(one, 3)
+    assert two.mesh.counters.links_down == one.mesh.counters.links_down == 0
+
+
+def test_a_reader_that_is_at_work_is_not_killed_for_a_newer_link(join: Join, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "STUCK_READER_SECONDS", 0.1)
+    one, two = pair(join)
+    finished: list[int] = []
+
+    def work(number: int) -> None:
+        if number == 1:
+            at_work_for(1.0)
+        finished.append(number)
+
+    two.on_number = work
+    one.say(3)
+    eventually(lambda: two.got)
+    link = one.link(two)
+    assert link is not None
+    link.cut("as if the network had")
+    two.hears(one, 3)
+    eventually(lambda: finished == [1, 2, 3])

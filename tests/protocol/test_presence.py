@@ -459,6 +459,18 @@ def test_new_metadata_is_no_join() -> None:
     assert notices(table) == []
 
 
+def test_a_user_is_not_made_for_a_change_that_nobody_listens_to() -> None:
+    table = PresenceTable("a")
+    table.watch()
+    table.track("s1", "ada", pack_meta({}), 1.0)
+    table.track("s2", "bob", pack_meta({}), 1.0)
+    assert table.next_notice([UPDATED, LEFT]) is None
+    assert table._users["ada"].made is None
+    assert table.has_notice
+    assert table.next_notice([JOINED]) is not None
+    assert not table.has_notice
+
+
 def test_who_watches_late_hears_of_what_happens_from_then_on() -> None:
     table = PresenceTable(A)
     table.track("s1", "ada", PLAIN, 1.0)

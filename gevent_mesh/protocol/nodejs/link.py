@@ -234,16 +234,17 @@ class NodejsLinkProtocol:
         self._planned_tick = min(self._beat_at, self._heard_at + self._heartbeat_timeout)
         return self._planned_tick
 
-    def tick(self, now: float, status: dict[str, Any]) -> bool:  # noqa: ARG002
+    def tick(self, now: float, status: dict[str, Any], *, reads: bool = True) -> bool:  # noqa: ARG002
         """Send heartbeats if they are due.
 
         Args:
             status: of no use to Node peers.
+            reads: see `LinkProtocol`.
 
         Returns:
             False when the peer has been silent for too long.
         """
-        if self._planned_tick is not None and now - self._planned_tick > STALL_SECONDS:
+        if not reads or (self._planned_tick is not None and now - self._planned_tick > STALL_SECONDS):
             # We were stopped or starved: see LinkProtocol.
             self._heard_at = now
         if now - self._heard_at >= self._heartbeat_timeout:

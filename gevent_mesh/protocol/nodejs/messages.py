@@ -57,15 +57,28 @@ def read_message(payload: bytes) -> Iterator[ClusterMessage | None]:
         yield _read(payload)
 
 
+def _map_of(pairs: list[tuple[Any, Any]]) -> dict[Any, Any]:
+    """A map whose keys JavaScript can have. Objects as keys could have hashes that a peer has chosen to be the same."""
+    for key, _ in pairs:
+        if type(key) is not str and type(key) is not int:
+            raise ValueError(f"a key cannot be {type(key).__name__}")
+    return dict(pairs)
+
+
+_DECODE: dict[str, Any] = {
+    "raw": False,
+    "strict_map_key": False,
+    "unicode_errors": "replace",
+    "object_pairs_hook": _map_of,
+}
+
 _FETCHED = b"\x84\xa4type\x08"
 """How Node begins a FETCH_SOCKETS_RESPONSE, which tells of all its clients in one message."""
 
 
 def _read_fetched(payload: bytes) -> Iterator[ClusterMessage | None]:
     """Read it one client after the other, and keep each in the form that `messages.packed_sockets` explains."""
-    unpacker = msgpack.Unpacker(
-        raw=False, strict_map_key=False, unicode_errors="replace", max_buffer_size=len(payload), read_size=len(payload)
-    )
+    unpacker = msgpack.Unpacker(**_DECODE, max_buffer_size=len(payload), read_size=len(payload))
     unpacker.feed(payload)
     fields: dict[str, Any] = {}
     data: dict[str, Any] = {}
@@ -121,7 +134,7 @@ def _read(payload: bytes) -> ClusterMessage:
 def unpack(payload: bytes) -> Any:
     try:
         # A half of a surrogate pair, which JavaScript's texts may hold, becomes U+FFFD.
-        return msgpack.unpackb(payload, raw=False, strict_map_key=False, unicode_errors="replace")
+        return msgpack.unpackb(payload, **_DECODE)
     except _UNREADABLE as exc:
         raise MessageError(f"undecodable: {type(exc).__name__}") from exc
 
