@@ -71,7 +71,9 @@ class TestAgainstTheTruth:
             if selection.get("room") == []:
                 continue
             known = cluster.select(**{"namespace": "/", **selection})
-            fetched = whole(outside.ask("fetch_sockets", **selection))
+            told = outside.ask("fetch_sockets", **selection)
+            # A question about one client of the asked node goes no further.
+            fetched = whole(told, 1 if told["expected"] == 1 and len(known) == 1 else 3)
             assert len(fetched) == len(known)
             for socket in fetched:
                 truth = known[socket["sid"]]
@@ -80,7 +82,6 @@ class TestAgainstTheTruth:
                 assert socket["address"] == "127.0.0.1"
                 if selection.get("namespace") == "/lobby":
                     assert socket["data"] == {"name": socket["auth"]["name"]}
-            # A question about one client of the asked node goes no further.
             count = outside.ask("count_sockets", **selection)
             assert (count["value"], count["missing"]) == (len(known), [])
             rooms = Counter(room for truth in known.values() for room in truth.rooms)

@@ -34,14 +34,17 @@ class Shell:
         emit = shlex.join([sys.executable, "-m", "gevent_mesh.cli", "emit"])
         return command.replace("EMIT", emit)
 
-    def run(self, command: str, *, discovery: str = "", **variables: str) -> tuple[int, str, str]:
-        """The exit code, the output and the error output of a line."""
-        environment = {
+    def environment(self, *, discovery: str = "", **variables: str) -> dict[str, str]:
+        return {
             **{key: value for key, value in os.environ.items() if not key.startswith("MESH_")},
             "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "discovery")]),
             "MESH_DISCOVERY": discovery or self.discovery.url,
             **variables,
         }
+
+    def run(self, command: str, *, discovery: str = "", **variables: str) -> tuple[int, str, str]:
+        """The exit code, the output and the error output of a line."""
+        environment = self.environment(discovery=discovery, **variables)
         done = subprocess.run(
             ["bash", "-c", self.line(command)],
             env=environment, capture_output=True, text=True, timeout=SECONDS, check=False,
@@ -142,10 +145,15 @@ def test_an_event_leaves_when_its_line_comes(shell: Shell, tmp_path: Path) -> No
 
 
 def test_sigterm_delivers_what_was_emitted(shell: Shell) -> None:
-    line = """(echo 1; echo 2; sleep 20) | EMIT ended - & pid=$!; sleep 1; kill $pid; wait $pid"""
-    assert shell.run(line)[0] == 128 + signal.SIGTERM
-    for client in shell.clients:
-        assert client.wait_for("ended", count=2) == [(1,), (2,)]
+    line = ["bash", "-c", "exec " + shell.line("EMIT ended -")]
+    with subprocess.Popen(line, env=shell.environment(), stdin=subprocess.PIPE) as command:
+        assert command.stdin is not None
+        command.stdin.write(b"1\n2\n")
+        command.stdin.flush()
+        for client in shell.clients:
+            assert client.wait_for("ended", count=2) == [(1,), (2,)]
+        command.terminate()
+        assert command.wait(SECONDS) == 128 + signal.SIGTERM
 
 
 def test_a_line_that_is_no_json_ends_it_and_what_came_before_is_delivered(shell: Shell) -> None:
