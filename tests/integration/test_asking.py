@@ -166,7 +166,7 @@ class TestFaults:
         commands = [
             outside.begin("server_side_call", "who", timeout=20),
             outside.begin("call", "number", timeout=20),
-            outside.begin("sockets_leave", "room", timeout=20),
+            outside.begin("sockets_leave", "another room", timeout=20),
         ]
         dying.kill()
         living = {node.uid for node in nodes if node is not dying}
