@@ -24,7 +24,6 @@ from ..node import Node
 from ..protocol import messages
 from ..protocol.messages import MAX_QUESTION_SECONDS, ClusterMessage, MessageType
 from ..protocol.relay import open_answer
-from .native import make_lock
 
 __all__ = ["Asker", "EmitterQueries", "Question", "Questions"]
 
@@ -128,7 +127,8 @@ class Questions:
     """The open questions of one emitter. Callable from any thread."""
 
     def __init__(self) -> None:
-        self._lock = make_lock()
+        # No lock: a signal handler may ask while it interrupts somebody who does. Each step is one operation of the
+        # dictionary, which Python does as a whole, and only the network thread goes through it (a copy).
         self._open: dict[str, Question] = {}
 
     def __len__(self) -> int:
@@ -136,13 +136,11 @@ class Questions:
 
     def add(self, question: Question) -> None:
         """Ask this one from now on."""
-        with self._lock:
-            self._open[question.id] = question
+        self._open[question.id] = question
 
     def remove(self, question: Question) -> None:
         """Nobody waits for this one any more."""
-        with self._lock:
-            self._open.pop(question.id, None)
+        self._open.pop(question.id, None)
 
     # ------------------------------------------------------------------ the network thread
 
@@ -152,25 +150,27 @@ class Questions:
         Args:
             send: sends the data of an ASK; returns False when there is no room for it now.
         """
-        with self._lock:
-            asked = sum(question.is_sent for question in self._open.values())
-            for question in self._open.values():
-                if asked >= MAX_ASKED:
-                    return
-                if question.is_sent or question.deadline <= now:
-                    continue
-                if not send(question.asked(now)):
-                    return
-                question.is_sent = True
-                asked += 1
+        questions = list(self._open.values())
+        asked = sum(question.is_sent for question in questions)
+        for question in questions:
+            if asked >= MAX_ASKED:
+                return
+            if question.is_sent or question.deadline <= now:
+                continue
+            if not send(question.asked(now)):
+                return
+            question.is_sent = True
+            asked += 1
 
     def unlinked(self) -> None:
         """The link is down: what was asked over it is asked again, or is over."""
-        with self._lock:
-            for question in self._open.values():
-                if question.is_sent:
-                    question.unlinked()
-            self._open = {question.id: question for question in self._open.values() if not question.is_over}
+        for key, question in list(self._open.items()):
+            if question.is_sent:
+                # It gets another id, if it is asked again.
+                question.unlinked()
+                self._open.pop(key, None)
+                if not question.is_over:
+                    self._open[question.id] = question
 
     def replied(self, data: dict[str, Any]) -> None:
         """The node answers.
@@ -178,8 +178,7 @@ class Questions:
         Raises:
             MessageError: what it says makes no sense.
         """
-        with self._lock:
-            question = self._open.get(data["requestId"])
+        question = self._open.get(data["requestId"])
         if question is None:
             return
         try:
@@ -190,8 +189,9 @@ class Questions:
 
     def sweep(self, now: float) -> None:
         """Free what nobody waits for, because it was interrupted."""
-        with self._lock:
-            self._open = {key: question for key, question in self._open.items() if now < question.deadline}
+        for key, question in list(self._open.items()):
+            if now >= question.deadline:
+                self._open.pop(key, None)
 
 
 class Asker(Protocol):
