@@ -256,8 +256,10 @@ class Asking(Service):
         answers = self._api.server_side_call(event, *arguments, namespace=question.nsp, timeout=timeout)
         own.join(max(0.0, deadline - monotonic()))
         missing = set(answers.missing_nodes)
-        value, error = own.value if own.successful() else (None, "")
-        if own.successful() and not error:
+        # One that was killed has a GreenletExit for a value.
+        has_run = own.successful() and isinstance(own.value, tuple)
+        value, error = own.value if has_run else (None, "")
+        if has_run and not error:
             answers[self._node.uid] = value
         else:
             missing.add(self._node.uid)

@@ -275,7 +275,12 @@ class ClusterApi:
             event: its name.
             handler: the function; without it, a decorator is returned.
             namespace: only events of this namespace.
+
+        Raises:
+            TypeError: the name is no text, or the handler no function.
         """
+        if not isinstance(event, str):
+            raise TypeError(f"an event's name must be text, not {event!r}: write @mesh.on('name') above the handler")
 
         def register(function: H) -> H:
             self._server_events.handle(event, namespace or "/", function)

@@ -481,6 +481,14 @@ class TestServerEvents:
             killed.manager.uid: "the handler was killed",
         }
 
+    def test_the_name_of_an_event_cannot_be_left_out(self, alone: PaperNode) -> None:
+        on: Any = alone.manager.on
+
+        def handler() -> None: ...
+
+        with pytest.raises(TypeError, match="name"):
+            on(handler)
+
     def test_without_a_handler_a_node_says_so_at_once(self, nodes: list[PaperNode]) -> None:
         asking, other, none = nodes
         other.manager.on("event", lambda: None)
