@@ -32,7 +32,7 @@ from ..protocol.nodejs import HELLO_SECONDS, NodejsLinkProtocol, ReadPacket, Tra
 from ..protocol.peers import Peer, PeerTable
 from .dialer import dial
 from .discovery import DiscoveryClient
-from .link import Link
+from .link import STUCK_SECONDS, Link
 from .listener import Listener, StrangerTicket
 from .outboxes import Counters, Outboxes
 from .transport import Transport
@@ -42,7 +42,8 @@ __all__ = ["Mesh", "MeshOwner", "PeerInfo"]
 HANDSHAKE_SECONDS = 5.0
 SWEEP_SECONDS = 1.0
 FLUSH_SECONDS = 2.0
-STUCK_READER_SECONDS = 5.0
+STUCK_READER_SECONDS = STUCK_SECONDS
+"""How long a former link's reader is waited for."""
 WHY_LOST = "the link was down for longer than the resume window, or more was sent meanwhile than the outbox holds"
 SAME_FAILURE_SECONDS = 60.0
 """A peer that keeps failing in the same way is logged this often."""
