@@ -8,7 +8,7 @@ import sys
 import threading
 from collections.abc import Callable
 
-from gevent_mesh.demo.processes import Child, DemoError
+from gevent_mesh.demo.processes import Child, DemoError, signals_held_back
 
 __all__ = ["run_together"]
 
@@ -55,7 +55,8 @@ def run_together(
 
 def _start_discovery(children: list[Child]) -> str:
     anywhere = ["--host", "127.0.0.1", "--port", "0"]
-    children.append(Child("discovery", "gevent_mesh_discovery", r"listening on (ws://\S+)", anywhere, os.environ))
+    with signals_held_back():
+        children.append(Child("discovery", "gevent_mesh_discovery", r"listening on (ws://\S+)", anywhere, os.environ))
     return children[0].wait_until_ready(SECONDS)
 
 
@@ -64,7 +65,8 @@ def _start_servers(
 ) -> list[tuple[str, Child]]:
     for number in range(count):
         arguments = ["--discovery", discovery, "--port", str(first_port + number if first_port else 0)]
-        children.append(Child(f"server {number + 1}", module, r"listening on (http://\S+)", arguments, os.environ))
+        with signals_held_back():
+            children.append(Child(f"server {number + 1}", module, r"listening on (http://\S+)", arguments, os.environ))
     return [(server.wait_until_ready(SECONDS), server) for server in children[1:]]
 
 

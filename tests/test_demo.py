@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 
 import pytest
 
 from gevent_mesh.demo.check import CHECKS, CheckFailed, Result, check_all, rows_of, same, show
-from gevent_mesh.demo.processes import Demo
+from gevent_mesh.demo.processes import Demo, signals_held_back
 
 GOOD = Result("rooms", "server-1", "server-2", 0.012)
 SLOW = Result("rooms", "server-1", "server-3", 0.345)
@@ -59,3 +60,21 @@ def test_out_of_time_every_check_has_failed_and_none_is_run() -> None:
     results = check_all(demo, clients, deadline=0.0)  # type: ignore[arg-type]  # nothing else of a client is asked for
     assert len(results) == 2 * len(CHECKS)
     assert {result.error for result in results} == {"not run: no time left"}
+
+
+def test_a_signal_during_the_start_of_a_child_takes_effect_when_the_child_is_known() -> None:
+    known = []
+
+    def start() -> None:
+        with signals_held_back():
+            signal.raise_signal(signal.SIGTERM)
+            known.append("child")
+
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            start()
+        assert known == ["child"]
+        assert signal.getsignal(signal.SIGTERM) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -65,7 +65,11 @@ class Client:
             self._client.on("*", self._on_event, namespace=namespace)
             self._client.on("disconnect", self._on_disconnect, namespace=namespace)
         self._client.connect(url, transports=["websocket"], namespaces=self._namespaces, wait_timeout=STEP_SECONDS)
-        self.sid: str = self._client.get_sid(self._namespaces[0])
+
+    @property
+    def sid(self) -> str:
+        sid: str = self._client.get_sid(self._namespaces[0])
+        return sid
 
     def do(self, operation: str, **arguments: Any) -> Any:
         """Have our server do something (see the chat's `check` module), and return what came of it."""

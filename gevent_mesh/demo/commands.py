@@ -13,7 +13,7 @@ from contextlib import contextmanager
 
 import click
 
-from .processes import CHAT_WITH_CHECK, Child, Demo, DemoError, require_modules
+from .processes import CHAT_WITH_CHECK, ENDING, Child, Demo, DemoError, require_modules
 
 __all__ = ["run_check", "run_demo"]
 
@@ -123,19 +123,17 @@ class _LiveLine:
 
 # -- Signals and the last resort ---------------------------------------------------------------------------------------
 
-_ENDING = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
-
 
 @contextmanager
 def _first_signal_interrupts() -> Iterator[None]:
     """The first signal that asks us to end does what Ctrl-C does; later ones must not disturb the clean-up."""
 
     def interrupt(_number: int, _frame: object) -> None:
-        for number in _ENDING:
+        for number in ENDING:
             signal.signal(number, signal.SIG_IGN)
         raise KeyboardInterrupt
 
-    before = {number: signal.signal(number, interrupt) for number in _ENDING}
+    before = {number: signal.signal(number, interrupt) for number in ENDING}
     try:
         yield
     finally:

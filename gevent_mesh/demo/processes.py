@@ -23,12 +23,13 @@ import sys
 import threading
 import time
 import urllib.request
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
 
-__all__ = ["CHAT_WITH_CHECK", "Child", "Demo", "DemoError", "Figures", "require_modules"]
+__all__ = ["CHAT_WITH_CHECK", "ENDING", "Child", "Demo", "DemoError", "Figures", "require_modules", "signals_held_back"]
 
 HOST = "127.0.0.1"
 START_SECONDS = 20.0  # a cold start of Python with Flask takes about 1 s; this is for a machine that is busy
@@ -40,6 +41,9 @@ LOG_LINE_BYTES = 4096
 DISCOVERY = "gevent_mesh_discovery"
 CHAT = "gevent_mesh_examples.chat"
 CHAT_WITH_CHECK = "gevent_mesh_examples.chat.check"
+
+ENDING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+"""Signals that ask this process to end."""
 
 # What the user's own servers may be set up with is not meant for the demo.
 OUR_VARIABLES = re.compile(r"MESH_\w+|HOST|PORT|METRICS_HOST|METRICS_PORT|CHAT_NAME")
@@ -55,6 +59,22 @@ class DemoError(Exception):
     def __init__(self, text: str, exit_code: int = 1) -> None:
         super().__init__(text)
         self.exit_code = exit_code
+
+
+@contextmanager
+def signals_held_back() -> Iterator[None]:
+    """What a signal raises in the main thread is raised at the end: no child is started and then not remembered."""
+    came: list[int] = []
+    handlers = {number: handler for number in ENDING if callable(handler := signal.getsignal(number))}
+    for number in handlers:
+        signal.signal(number, lambda number, _frame: came.append(number))
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        for number in came[:1]:
+            signal.raise_signal(number)
 
 
 class Child:
@@ -215,12 +235,14 @@ class Demo:
         environment |= {"PYTHONUNBUFFERED": "1", "HOST": HOST, "MESH_PORT": "0"}
         deadline = time.monotonic() + START_SECONDS
         arguments = ["--host", HOST, "--port", "0"]
-        self.discovery = Child("discovery", DISCOVERY, r"listening on (ws://\S+)", arguments, environment)
+        with signals_held_back():
+            self.discovery = Child("discovery", DISCOVERY, r"listening on (ws://\S+)", arguments, environment)
         environment["MESH_DISCOVERY"] = self.discovery.wait_until_ready(START_SECONDS)
         for index in range(self.nodes):
             name = f"server-{index + 1}"
             own = {"PORT": str(self.port + index if self.port else 0), "CHAT_NAME": name}
-            self.servers.append(Child(name, self.chat, r"listening on (http://\S+)", [], environment | own))
+            with signals_held_back():
+                self.servers.append(Child(name, self.chat, r"listening on (http://\S+)", [], environment | own))
         self.urls = [server.wait_until_ready(deadline - time.monotonic()) for server in self.servers]
 
     def stop(self) -> None:

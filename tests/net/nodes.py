@@ -25,7 +25,7 @@ from gevent_mesh.protocol.peers import Peer
 from gevent_mesh.protocol.session import Session
 from tests.support import eventually
 
-__all__ = ["MIDDLE", "HandMade", "Join", "Member", "linked", "numbered", "pair", "uid_above", "uid_below"]
+__all__ = ["MIDDLE", "NOBODY", "HandMade", "Join", "Member", "linked", "numbered", "pair", "uid_above", "uid_below"]
 
 MIDDLE = "8000000000000000"
 """A uid with room on both sides."""
