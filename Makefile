@@ -1,7 +1,8 @@
 # Every target makes its own virtual environment in $(VENV) and installs what it needs, once.
 #
 #   make demo [ARGS="--nodes 4 --port 5000 | --check"]    make test [ARGS="-k session -x"]
-#   make bench [ARGS="--quick"]                           PYTHON=python3.13 VENV=.venv-3.13 make test
+#   make bench [ARGS="--quick"]                           make nemesis [ARGS="-k resets"]
+#   PYTHON=python3.13 VENV=.venv-3.13 make test
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -14,7 +15,7 @@ SOURCES := gevent_mesh discovery examples_flask benchmarks tests noxfile.py
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PRECIOUS: $(VENV)/.installed-%
-.PHONY: help demo test check lint types format bench vendor clean
+.PHONY: help demo test nemesis check lint types format bench vendor clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile | expand -t 16
@@ -24,6 +25,9 @@ demo: $(VENV)/.installed-demo vendor  ## a chat on several servers; ARGS=--check
 
 test: $(VENV)/.installed-test  ## the whole suite
 	$(BIN)/python -m pytest $(ARGS)
+
+nemesis: $(VENV)/.installed-test  ## every fault at full size (half an hour); ARGS="-k sigstop" for one row
+	MESH_FULL=1 MESH_RESULTS=$${MESH_RESULTS:-nemesis.json} $(BIN)/python -m pytest -v tests/nemesis $(ARGS)
 
 check: lint types test  ## all that CI asks for
 

@@ -1,0 +1,82 @@
+"""Peers that are slow, and publishers that are fast."""
+
+from __future__ import annotations
+
+import signal
+from typing import Any
+
+import psutil
+import pytest
+
+from tests.integration.clients import Client
+from tests.integration.processes import FULL, Fleet, linked
+from tests.nemesis.faults import MIB, counters
+
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(300 if FULL else 120)]
+
+
+def say(text: str) -> None:
+    print(f"\n    {text}", end="", flush=True)
+
+
+@pytest.mark.row("stopped reader", "cut at the limit, no overshoot; the loss known exactly on both sides")
+def test_slow_consumer_is_cut_and_the_loss_is_known_exactly_on_both_sides(ships: Fleet, clients: list[Client]) -> None:
+    limit = 1 * MIB
+    # Heartbeats that would not end the link by themselves while the test runs.
+    options: dict[str, Any] = {
+        "heartbeat_interval": 10.0,
+        "heartbeat_timeout": 60.0,
+        "buffered_amount_threshold": limit,
+    }
+    sender, slow, healthy = nodes = ships.nodes(3, ships.discovery(), **options)
+    linked(nodes)
+    clients += [Client(node.url) for node in (slow, healthy)]
+    for client in clients:
+        client.enter("room")
+    before = psutil.Process(sender.pid).memory_info().rss
+    slow.signal(signal.SIGSTOP)
+    # More than the buffers of both kernels and the outbox hold, but no more than a test needs.
+    count, padding = 3000, 10_000
+    burst = sender.do("burst", count, room="room", padding=padding)
+    assert burst["sent"] == count
+    state = sender.state()
+    grown = state["rss"] - before
+    say(f"slow consumer: {count * padding / MIB:.0f} MiB emitted, RSS grew by {grown / MIB:.1f} MiB")
+    assert state["counters"]["slow_consumers"] == 1
+    assert state["outbox"][slow.uid] <= limit
+    assert grown < 20 * MIB
+    assert not sender.sees(slow)
+    clients[1].wait_for_number(sender.boot, count)
+    assert clients[1].checker.report({sender.boot: count}).is_perfect
+
+    slow.signal(signal.SIGCONT)
+    linked(nodes, 20)
+    sender.do("burst", 1, room="room")
+    clients[0].wait_for_number(sender.boot, count + 1)
+    report = clients[0].checker.report({sender.boot: count + 1})
+    lost = (counters(sender)["sent_lost"], counters(slow)["received_lost"])
+    say(f"slow consumer: {report.missing} events did not arrive; the two sides say {lost}")
+    assert report.missing > 0
+    assert lost == (report.missing, report.missing)
+    assert (report.doubled, report.late) == (0, 0)
+    assert counters(healthy)["received_lost"] == 0
+    assert counters(healthy)["links_down"] == 0
+
+
+@pytest.mark.row("emits in a tight loop", "no healthy peer is cut")
+def test_tight_loop_of_emits_cuts_no_healthy_peer(ships: Fleet, clients: list[Client]) -> None:
+    count = 50_000
+    nodes = ships.nodes(3, ships.discovery(), heartbeat_interval=0.5, heartbeat_timeout=1.5)
+    linked(nodes)
+    clients += [Client(node.url) for node in nodes[1:]]
+    clients[0].enter("room")
+    burst = nodes[0].do("burst", count, room="room", padding=100)
+    clients[0].wait_for_number(nodes[0].boot, count, 60)
+    report = clients[0].checker.report({nodes[0].boot: count})
+    say(f"{count} emits in a row: {burst['seconds']:.2f} s, others waited {burst['longest_gap'] * 1000:.0f} ms at most")
+    assert report.is_perfect, report
+    for node in nodes:
+        found = counters(node)
+        assert (found["links_down"], found["slow_consumers"], found["sent_lost"]) == (0, 0, 0)
+    # Heartbeats went on, or there would have been cuts: half of the timeout is far from that.
+    assert burst["longest_gap"] < 0.5
