@@ -138,7 +138,7 @@ class Client:
 
         return record
 
-    def _on_tick(self, sender: str, number: int, _padding: str = "") -> None:
+    def _on_tick(self, sender: str, number: int, *_rest: Any) -> None:
         self.checker.take(sender, number)
 
 

@@ -33,6 +33,7 @@ from geventwebsocket.handler import WebSocketHandler
 from gevent_mesh import GeventMeshManager
 from gevent_mesh.cluster.results import Outcome, RoomCounts, SocketList
 from gevent_mesh.net.pause import in_slices
+from tests.integration.ear import Ear
 
 __all__ = ["dumps", "loads", "told_of"]
 
@@ -108,6 +109,7 @@ class Control:
         self._traffic: gevent.Greenlet | None = None
         self._sent = 0
         self._boot = secrets.token_hex(4)
+        self._ear: Ear | None = None
         self._gaps: list[float] = []
         self._disconnected: list[str] = []
         self._presence = manager.presence()
@@ -142,6 +144,7 @@ class Control:
             "sent": self._sent,
             "traffic": self._traffic is not None and not self._traffic.dead,
             "rss": psutil.Process().memory_info().rss,
+            "descriptors": psutil.Process().num_fds(),
         }
 
     def wait_for_peers(self, count: int, timeout: float) -> bool:
@@ -282,6 +285,21 @@ class Control:
 
     # -- traffic that is counted
 
+    def listen(self) -> None:
+        """Have an `Ear` from now on."""
+        self._ear = Ear(self._sio, self._manager, self._boot)
+
+    def account(self) -> dict[str, Any]:
+        """What came, and what the sessions say (see `checker.Account`)."""
+        assert self._ear is not None
+        return self._ear.account(self._manager.uid, self._sent)
+
+    def latency(self, since: float, boots: list[str] | None = None) -> dict[str, float]:
+        """How long events took that came since then, in seconds."""
+        assert self._ear is not None
+        took = self._ear.latencies(since, boots)
+        return {"count": len(took), "p50": took[len(took) // 2], "p99": took[len(took) * 99 // 100], "worst": took[-1]}
+
     def start_traffic(self, rate: float, room: str | None = None, padding: int = 0, count: int | None = None) -> None:
         """Emit numbered events at a steady rate, until `stop_traffic` or `count`."""
         assert self._traffic is None or self._traffic.dead
@@ -318,7 +336,9 @@ class Control:
         for _ in range(count):
             # Counted first: being killed while emit gives way must not let a number go out twice.
             self._sent += 1
-            self._sio.emit("tick", (self._boot, self._sent, *tail), room=room)
+            if self._ear is not None:
+                self._ear.emits(self._sent)
+            self._sio.emit("tick", (self._boot, self._sent, monotonic(), *tail), room=room)
 
     def _tick(self) -> None:
         last = monotonic()
@@ -388,6 +408,8 @@ def build(options: dict[str, Any]) -> tuple[Any, GeventMeshManager, Control]:
         namespaces=["/", "/other", "/lobby", "/more"], **server_options,
     )  # fmt: skip
     control = Control(sio, manager)
+    if options.get("ear"):
+        control.listen()
 
     @sio.on("connect")  # type: ignore[untyped-decorator]  # python-socketio has no types
     def connected(sid: str, _environ: dict[str, Any], auth: Any = None) -> None:

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from gevent_mesh.protocol.address import parse_address
+from tests.integration.checker import Account
 from tests.integration.node import dumps, loads
 from tests.support import eventually
 
@@ -207,6 +208,10 @@ class Node(_Controlled):
     def sees(self, other: Node) -> bool:
         return other.uid in self.links()
 
+    def account(self) -> Account:
+        """What it has heard, if it has an ear."""
+        return Account.read(self.do("account"))
+
     def considers_alive(self, other: Node) -> bool:
         info = self.state()["peers"].get(other.uid)
         return info is not None and info["state"] == "alive"
@@ -260,6 +265,7 @@ class Fleet:
         server: dict[str, Any] | None = None,
         url: str = "",
         patched: bool = False,
+        ear: bool = False,
         log: str = "INFO",
         **manager: Any,
     ) -> list[Node]:
@@ -272,6 +278,7 @@ class Fleet:
             server: options of their `socketio.Server`.
             url: where they find discovery, if not at its own address.
             patched: whether they are monkey-patched.
+            ear: whether they keep account of what they hear (see `tests.integration.ear`).
             log: their level of logging.
             manager: options of their `GeventMeshManager`.
         """
@@ -283,11 +290,14 @@ class Fleet:
                 "discovery": url or (discovery.url if discovery else None),
                 "server": server or {},
                 "manager": {**manager, **address},
+                "ear": ear,
                 "log": log,
             }
             command = [*_python("tests.integration.node"), json.dumps(options), *(["--patched"] if patched else [])]
             node = self._add(Node, f"node-{len(self._processes)}", command, {})
             node.route = route
+            if proxy is not None:
+                proxy.do("name", node.pid, route)
             started.append(node)
         for node in started:
             line = node.read_line()
