@@ -135,6 +135,7 @@ class Control:
             "boot": self._boot,
             "at": monotonic(),
             "peers": {info.uid: asdict(info) for info in self._manager.peers},
+            "linked_at": {peer.uid: peer.linked_at for peer in mesh.table if peer.link is not None},
             "links": sorted(peer.uid for peer in mesh.table.alive()),
             "counters": asdict(mesh.counters),
             "outbox": {peer.uid: peer.session.outbox_bytes for peer in mesh.table},
@@ -442,6 +443,8 @@ def main() -> None:
         format="%(asctime)s.%(msecs)03d %(levelname)s %(name)s: %(message)s",
         datefmt="%H:%M:%S",
     )
+    # It would tell of each request, the tests' own included.
+    logging.getLogger("geventwebsocket").setLevel(logging.WARNING)
     sio, manager, control = build(options)
     clients = socketio.WSGIApp(sio)
 

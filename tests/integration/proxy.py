@@ -15,6 +15,7 @@ import random
 import struct
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from time import monotonic
 from typing import Any
 
 import gevent
@@ -144,7 +145,6 @@ class Connection:
         self._near, self._far = near, far
         self._fuse, route.fuse = route.fuse, None
         self._there, self._back = there, Direction(route.network, there.sink, there.source)
-        self.names = (there.source, there.sink)
         self._pumps = [
             gevent.spawn(self._pump, near, far, self._there),
             gevent.spawn(self._pump, far, near, self._back),
@@ -202,7 +202,8 @@ class Route:
         """Somewhere."""
         self.bytes = 0
         self.resets = 0
-        self.accepted = 0
+        self.accepted: list[tuple[float, int]] = []
+        """When, by the clock that all processes of a machine share, and who dialled."""
         self.fuse: Fuse | None = None
         """For the next connection."""
         self.receive_buffer_bytes = 0
@@ -219,8 +220,9 @@ class Route:
         self._server.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer_bytes)
 
     def _serve(self, near: socket.socket, address: tuple[str, int]) -> None:
-        self.accepted += 1
-        there = Direction(self.network, self._control.who_has(address[1], self.port), self.port)
+        now, dialer = monotonic(), self._control.who_has(address[1], self.port)
+        self.accepted.append((now, dialer))
+        there = Direction(self.network, dialer, self.port)
         self.leads.wait()
         if not there.passes():
             _read_away(near)
@@ -373,7 +375,6 @@ class Control:
             "routes": {
                 str(port): {
                     "open": len(route.connections),
-                    "dialers": sorted(connection.names[0] for connection in route.connections),
                     "bytes": route.bytes,
                     "accepted": route.accepted,
                 }
