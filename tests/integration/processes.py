@@ -296,15 +296,13 @@ class Fleet:
             command = [*_python("tests.integration.node"), json.dumps(options), *(["--patched"] if patched else [])]
             node = self._add(Node, f"node-{len(self._processes)}", command, {})
             node.route = route
-            if proxy is not None:
-                proxy.do("name", node.pid, route)
             started.append(node)
         for node in started:
             line = node.read_line()
             node.uid, node.ws_port = line["uid"], line["ws_port"]
             node.boot = node.state()["boot"]
             if proxy is not None:
-                proxy.do("lead", node.route, node.ws_port)
+                proxy.do("lead", node.route, node.ws_port, node.uid)
         return started
 
     def crew(self, nodes: int, url: str, **manager: Any) -> Crew:

@@ -1,17 +1,19 @@
 """A TCP proxy as a program, for networks that fail: `python -m tests.integration.proxy`.
 
 It prints one JSON line with its control port, and does what ``POST /control`` asks for (see `Control`). A node
-advertises a *route* of it as its own address; the route learns the node's real port and process once they are known.
+advertises a *route* of it as its own address; the route learns the node's real port and uid once they are known.
 
-Nodes are named by the ports of their routes, and so a connection has two *directions*: from the node that dialled to
-the one that the route leads to, and back. Each direction has a state, its `Fault`. It goes for all connections between
-the two, whoever dialled, and for those to come.
+A connection has two *directions*: from the node that dialled to the one that the route leads to, and back. Each
+direction has a state, its `Fault`. It goes for all connections between the two, whoever dialled, and for those to come.
+Who has dialled is read from its first frame: what comes before that, the upgrade, is only held up by what is said of
+any node.
 """
 
 from __future__ import annotations
 
 import json
 import random
+import re
 import struct
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -19,7 +21,6 @@ from time import monotonic
 from typing import Any
 
 import gevent
-import psutil
 from gevent import socket
 from gevent.event import Event
 from gevent.pywsgi import WSGIServer
@@ -30,6 +31,9 @@ __all__: list[str] = []
 _CHUNK_BYTES = 64 * 1024
 _THROTTLED_SLICE_SECONDS = 0.1
 _RESET = struct.pack("ii", 1, 0)
+_HELLO = re.compile(rb"\r\n\r\n.*?([0-9a-f]{16})", re.DOTALL)
+"""The uid comes first in it, and between nodes nothing is masked."""
+_STRANGER = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,20 +69,20 @@ class Network:
     """The state of each direction. None in a direction stands for any node; what is said of both nodes goes first."""
 
     def __init__(self) -> None:
-        self._faults: dict[tuple[int | None, int | None], Fault] = {}
+        self._faults: dict[tuple[str | None, str | None], Fault] = {}
         self._changed = Event()
 
-    def fault(self, source: int, sink: int) -> Fault:
+    def fault(self, source: str, sink: str) -> Fault:
         for direction in ((source, sink), (source, None), (None, sink)):
             if direction in self._faults:
                 return self._faults[direction]
         return _NONE
 
-    def put(self, source: int | None, sink: int | None, fault: Fault) -> None:
+    def put(self, source: str | None, sink: str | None, fault: Fault) -> None:
         self._faults[source, sink] = fault
         self._tell()
 
-    def clear(self, source: int | None, sink: int | None) -> None:
+    def clear(self, source: str | None, sink: str | None) -> None:
         self._faults.pop((source, sink), None)
         self._tell()
 
@@ -97,7 +101,7 @@ class Network:
 class Direction:
     """One direction of one connection."""
 
-    def __init__(self, network: Network, source: int, sink: int) -> None:
+    def __init__(self, network: Network, source: str, sink: str) -> None:
         self._network = network
         self.source, self.sink = source, sink
         self.is_lost = False
@@ -145,6 +149,7 @@ class Connection:
         self._near, self._far = near, far
         self._fuse, route.fuse = route.fuse, None
         self._there, self._back = there, Direction(route.network, there.sink, there.source)
+        self._head = b""
         self._pumps = [
             gevent.spawn(self._pump, near, far, self._there),
             gevent.spawn(self._pump, far, near, self._back),
@@ -172,12 +177,22 @@ class Connection:
         reset = False
         try:
             while data := source.recv(direction.fault.read_bytes):
+                if source is self._near and direction.source == _STRANGER:
+                    self._identify(data)
                 if direction.passes(len(data)) and not self._pass_on(data, sink):
                     return
         except OSError:
             reset = True
         if direction.passes():
             _end(sink, reset=reset)
+
+    def _identify(self, data: bytes) -> None:
+        self._head = (self._head + data)[:_CHUNK_BYTES]
+        found = _HELLO.search(self._head)
+        if found is not None:
+            uid = found[1].decode()
+            self._there.source = self._back.sink = uid
+            self._route.dialled.append((monotonic(), uid))
 
     def _pass_on(self, data: bytes, sink: socket.socket) -> bool:
         """Returns whether the connection lives on."""
@@ -187,7 +202,7 @@ class Connection:
         self._route.bytes += len(passed)
         if fuse is None or fuse.left_bytes > 0:
             return True
-        self._route.resets += fuse.resets
+        self._route.reset_at += [monotonic()] * fuse.resets
         self.end(reset=fuse.resets)
         return False
 
@@ -195,35 +210,35 @@ class Connection:
 class Route:
     """One listening port and where it leads."""
 
-    def __init__(self, control: Control) -> None:
-        self.network = control.network
+    def __init__(self, network: Network) -> None:
+        self.network = network
         self.target = 0
         self.leads = Event()
         """Somewhere."""
         self.bytes = 0
-        self.resets = 0
-        self.accepted: list[tuple[float, int]] = []
-        """When, by the clock that all processes of a machine share, and who dialled."""
+        self.reset_at: list[float] = []
+        """By the clock that all processes of a machine share."""
+        self.dialled: list[tuple[float, str]] = []
+        """When, by that clock, and by whom."""
         self.fuse: Fuse | None = None
         """For the next connection."""
         self.receive_buffer_bytes = 0
         """Of the sockets that read what nodes send; 0 for the system's."""
         self.connections: set[Connection] = set()
-        self._control = control
         self._server = StreamServer(("127.0.0.1", 0), self._serve)
         self._server.start()
         self.port: int = self._server.server_port
+        self.name = str(self.port)
+        """The uid of the node that is there, if it is a node."""
 
     def narrow(self, receive_buffer_bytes: int) -> None:
         self.receive_buffer_bytes = receive_buffer_bytes
         # What is accepted has the size of the listening socket: the window is agreed upon before that.
         self._server.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer_bytes)
 
-    def _serve(self, near: socket.socket, address: tuple[str, int]) -> None:
-        now, dialer = monotonic(), self._control.who_has(address[1], self.port)
-        self.accepted.append((now, dialer))
-        there = Direction(self.network, dialer, self.port)
+    def _serve(self, near: socket.socket, _address: Any) -> None:
         self.leads.wait()
+        there = Direction(self.network, _STRANGER, self.name)
         if not there.passes():
             _read_away(near)
             return
@@ -253,7 +268,7 @@ class Route:
         hit = list(self.connections)
         for connection in hit:
             connection.end(reset=True)
-        self.resets += len(hit)
+        self.reset_at += [monotonic()] * len(hit)
         return len(hit)
 
 
@@ -282,36 +297,21 @@ class Control:
     def __init__(self) -> None:
         self.network = Network()
         self._routes: dict[int, Route] = {}
-        self._processes: dict[int, int] = {}
         self._resetter: gevent.Greenlet | None = None
-
-    def who_has(self, port: int, dialled: int) -> int:
-        """The node, by its route, whose process has dialled from this port; 0 when that is nobody who is known."""
-        try:
-            for found in psutil.net_connections("tcp4"):
-                if found.laddr and found.raddr and (found.laddr.port, found.raddr.port) == (port, dialled):
-                    return self._processes.get(found.pid or 0, 0)
-        except psutil.Error:
-            # Some systems tell only root.
-            pass
-        return 0
 
     def route(self) -> int:
         """Open a route; returns its port."""
-        route = Route(self)
+        route = Route(self.network)
         self._routes[route.port] = route
         return route.port
 
-    def name(self, process: int, port: int) -> None:
-        """Tell whose address a route is, before that process dials anybody."""
-        self._processes[process] = port
+    def lead(self, port: int, target: int, uid: str = "") -> None:
+        """Tell where a route leads, and which node is there."""
+        route = self._routes[port]
+        route.target, route.name = target, uid or route.name
+        route.leads.set()
 
-    def lead(self, port: int, target: int) -> None:
-        """Tell where a route leads."""
-        self._routes[port].target = target
-        self._routes[port].leads.set()
-
-    def fault(self, sources: list[int], sinks: list[int], **fault: Any) -> None:
+    def fault(self, sources: list[str], sinks: list[str], **fault: Any) -> None:
         """Give the directions from some nodes to others a state (see `Fault`)."""
         for source in sources:
             for sink in sinks:
@@ -322,14 +322,16 @@ class Control:
         self.network.clear_all()
 
     def stall(self, port: int) -> None:
-        """Hold all that comes from this node, or goes to it."""
-        self.network.put(port, None, _HELD)
-        self.network.put(None, port, _HELD)
+        """Hold all that comes from whoever is behind a route, or goes there."""
+        name = self._routes[port].name
+        self.network.put(name, None, _HELD)
+        self.network.put(None, name, _HELD)
 
     def forward(self, port: int) -> None:
         """Undo `stall`."""
-        self.network.clear(port, None)
-        self.network.clear(None, port)
+        name = self._routes[port].name
+        self.network.clear(name, None)
+        self.network.clear(None, name)
 
     def reset(self, port: int) -> int:
         """Reset (RST) both sides of every connection of a route; returns how many there were."""
@@ -366,17 +368,18 @@ class Control:
                     route.fuse = Fuse(rng.randrange(1, 3000), resets=True)
 
     def _resets(self) -> int:
-        return sum(route.resets for route in self._routes.values())
+        return sum(len(route.reset_at) for route in self._routes.values())
 
     def state(self) -> dict[str, Any]:
         return {
             "resets": self._resets(),
+            "reset_at": sorted(at for route in self._routes.values() for at in route.reset_at),
             "resetting": self._resetter is not None and not self._resetter.dead,
             "routes": {
                 str(port): {
                     "open": len(route.connections),
                     "bytes": route.bytes,
-                    "accepted": route.accepted,
+                    "dialled": route.dialled,
                 }
                 for port, route in self._routes.items()
             },
