@@ -321,7 +321,7 @@ class Mesh:
                 swept_at = now
                 self._sweep(now)
             for peer in self.table.due(now):
-                self.table.dial_started(peer)
+                self.table.dial_started(peer, now)
                 self._dials.spawn(self._dial, peer)
             self._tell_lapsed()
             due = min(self.table.next_due(now) or math.inf, self.table.next_lapse() or math.inf)

@@ -8,6 +8,8 @@ Rules:
   larger uid gives up its own dial when the smaller one's link is proven.
 - What a dialer said in HELLO about the session is out of date once another link of the pair has come up. Such a dial is
   given up by the dialer, and refused by a listener that it reaches all the same: otherwise losses would be miscounted.
+- From one dial of a peer to the next it is at most `REDIAL_SECONDS`, or as long as a dial takes: however long a network
+  was away, it is soon noticed when it heals.
 - A peer that is named but not linked yet has a session and an outbox: what is sent while the mesh forms is kept.
 - A peer is *present* from the moment it is named. It *lapses* when it leaves or is given up, when its link is down and
   no roster names it any more (its process has died), or when its link is down and nothing has been heard of it for
@@ -29,7 +31,11 @@ from .link import AnyLinkProtocol, Identity
 from .membership import Backoff, Change, Member, Membership, PeerState, dials
 from .session import Session
 
-__all__ = ["Peer", "PeerTable"]
+__all__ = ["REDIAL_SECONDS", "Peer", "PeerTable"]
+
+REDIAL_SECONDS = 4.0
+"""The most from the beginning of a dial to the next one. A dial that nobody answers takes five seconds by itself; after
+a partition of a minute, the usual 15 s on top of that kept a mesh of ten apart for eight seconds more."""
 
 
 @dataclass(slots=True, eq=False)
@@ -45,6 +51,7 @@ class Peer:
         linked_at: when the last link came up.
         dialing: whether a dial of ours is under way.
         dial: the link of that dial, once it has said HELLO.
+        dialled_at: when our last dial began.
         dial_not_before: the backoff's word on when to try next.
         clients: clients that it serves, as of its last heartbeat.
         namespaces: Socket.IO namespaces that it serves, as of its last heartbeat.
@@ -64,6 +71,7 @@ class Peer:
     linked_at: float = -math.inf
     dialing: bool = False
     dial: AnyLinkProtocol | None = None
+    dialled_at: float = 0.0
     dial_not_before: float = 0.0
     clients: int | None = None
     namespaces: frozenset[str] = frozenset()
@@ -156,7 +164,8 @@ class PeerTable:
     def _add(self, member: Member) -> None:
         stream = self.rng.getrandbits(8 * STREAM_BYTES).to_bytes(STREAM_BYTES, "big")
         session = Session(stream, limit_bytes=self.outbox_bytes)
-        self._peers[member.uid] = Peer(member.uid, member, session, Backoff(self.rng), heard_at=member.since)
+        backoff = Backoff(self.rng, cap_seconds=REDIAL_SECONDS)
+        self._peers[member.uid] = Peer(member.uid, member, session, backoff, heard_at=member.since)
 
     def _forget(self, uid: str) -> None:
         peer = self._peers.pop(uid, None)
@@ -237,9 +246,9 @@ class PeerTable:
     def _dial_at(self, peer: Peer) -> float:
         return max(self.members.dial_at(peer.uid), peer.dial_not_before)
 
-    def dial_started(self, peer: Peer) -> None:
+    def dial_started(self, peer: Peer, now: float) -> None:
         """We are going to connect to this peer's address."""
-        peer.dialing, peer.dial = True, None
+        peer.dialing, peer.dial, peer.dialled_at = True, None, now
 
     def dial_said_hello(self, peer: Peer, link: AnyLinkProtocol) -> None:
         """The connection stands and our HELLO is on its way."""
@@ -248,7 +257,7 @@ class PeerTable:
     def dial_failed(self, peer: Peer, now: float) -> None:
         """Our dial came to nothing."""
         peer.dialing, peer.dial = False, None
-        peer.dial_not_before = now + peer.backoff.next_delay()
+        peer.dial_not_before = max(now, peer.dialled_at + peer.backoff.next_delay())
 
     # ------------------------------------------------------------------ links
 

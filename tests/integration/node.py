@@ -107,6 +107,7 @@ class Control:
         self._manager = manager
         self._answers: dict[str, list[list[Any]]] = {}
         self._traffic: gevent.Greenlet | None = None
+        self._is_talking = False
         self._sent = 0
         self._boot = secrets.token_hex(4)
         self._ear: Ear | None = None
@@ -309,12 +310,15 @@ class Control:
     def stop_traffic(self) -> int:
         """Returns how many events were emitted since the start of the node."""
         if self._traffic is not None:
-            self._traffic.kill()
+            # Not killed: an event that is counted is published.
+            self._is_talking = False
+            self._traffic.join()
         return self._sent
 
     def _run_traffic(self, rate: float, room: str | None, padding: int, count: int | None) -> None:
         began, before = monotonic(), self._sent
-        while count is None or self._sent - before < count:
+        self._is_talking = True
+        while self._is_talking and (count is None or self._sent - before < count):
             due = int((monotonic() - began) * rate) - (self._sent - before)
             if count is not None:
                 due = min(due, count - (self._sent - before))
@@ -335,7 +339,6 @@ class Control:
     def _emit_numbered(self, count: int, room: str | None, padding: int) -> None:
         tail = ("x" * padding,) if padding else ()
         for _ in range(count):
-            # Counted first: being killed while emit gives way must not let a number go out twice.
             self._sent += 1
             if self._ear is not None:
                 self._ear.emits(self._sent)

@@ -147,6 +147,9 @@ class Connection:
     def __init__(self, route: Route, near: socket.socket, far: socket.socket, there: Direction) -> None:
         self._route = route
         self._near, self._far = near, far
+        for side in (near, far):
+            # No delays but those that are asked for.
+            side.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._fuse, route.fuse = route.fuse, None
         self._there, self._back = there, Direction(route.network, there.sink, there.source)
         self._head = b""

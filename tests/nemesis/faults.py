@@ -13,6 +13,7 @@ from tests.support import eventually
 
 __all__ = [
     "HEARTBEATS",
+    "LATENCY_FLOOR_SECONDS",
     "MIB",
     "counters",
     "judge",
@@ -28,6 +29,9 @@ HEARTBEATS: dict[str, Any] = {"heartbeat_interval": 0.5, "heartbeat_timeout": 1.
 """Those of a short run; the full one takes the defaults."""
 if FULL:
     HEARTBEATS = {"heartbeat_interval": 5.0, "heartbeat_timeout": 10.0}
+
+LATENCY_FLOOR_SECONDS = 0.02
+"""What a busy machine does to the slowest hundredth of events at any time, faults or not."""
 
 
 def wait_for_numbers(clients: list[Client], sent: dict[str, int], seconds: float = 15.0) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import time
 from typing import Any
 
 import psutil
@@ -10,7 +11,9 @@ import pytest
 
 from tests.integration.clients import Client
 from tests.integration.processes import FULL, Fleet, linked
-from tests.nemesis.faults import MIB, counters
+from tests.nemesis.faults import HEARTBEATS, LATENCY_FLOOR_SECONDS, MIB, counters, judge, lost, p99, until
+from tests.nemesis.figures import Figures
+from tests.support import eventually
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(300 if FULL else 120)]
 
@@ -61,6 +64,53 @@ def test_slow_consumer_is_cut_and_the_loss_is_known_exactly_on_both_sides(ships:
     assert (report.doubled, report.late) == (0, 0)
     assert counters(healthy)["received_lost"] == 0
     assert counters(healthy)["links_down"] == 0
+
+
+@pytest.mark.row(
+    "slow reader (4 KiB receive buffer)",
+    "cut at 16 MiB, no overshoot; other links' p99 at most 1.5 times; descriptors back within 1 s",
+)
+def test_slow_reader_is_cut_at_the_limit_and_slows_nobody_else(ships: Fleet, figures: Figures) -> None:
+    limit, rate, seconds = (16 * MIB, 300, 10.0) if FULL else (2 * MIB, 100, 1.0)
+    proxy = ships.proxy()
+    options = {**HEARTBEATS, "buffered_amount_threshold": limit}
+    nodes = ships.nodes(4, ships.discovery(), proxy=proxy, ear=True, **options)
+    linked(nodes)
+    # The smaller uid dials: what the sender sends to the slow one comes through the slow one's route, into that buffer.
+    sender, *others, slow = sorted(nodes, key=lambda node: node.uid)
+    proxy.do("narrow", slow.route, 4096)
+    proxy.do("reset", slow.route)
+    linked(nodes)
+    sender.do("start_traffic", rate, padding=10_000)
+    began = time.monotonic()
+    until(began + seconds)
+    figures["p99_before_seconds"] = p99(others, began, [sender])
+    before = sender.state()
+
+    proxy.do("fault", [sender.uid], [slow.uid], bytes_per_second=8192)
+    slowed = time.monotonic()
+    largest, state = 0, before
+    while state["counters"]["slow_consumers"] == 0:
+        state = sender.state()
+        largest = max(largest, state["outbox"][slow.uid])
+        assert time.monotonic() < slowed + 60
+    cut = time.monotonic()
+    eventually(lambda: sender.state()["descriptors"] <= before["descriptors"], 10)
+    figures["descriptors_back_seconds"] = time.monotonic() - cut
+    until(cut + seconds)
+    figures["p99_during_seconds"] = p99(others, slowed, [sender])
+    figures["largest_outbox_mib"] = max(largest, sender.state()["outbox"][slow.uid]) / MIB
+    figures["grown_mib"] = (sender.state()["rss"] - before["rss"]) / MIB
+    figures["cuts"] = counters(sender)["slow_consumers"]
+
+    proxy.do("repair")
+    linked(nodes, 20)
+    figures["lost"] = lost(judge(nodes))
+    assert figures["lost"] == counters(sender)["sent_lost"] == counters(slow)["received_lost"] > 0
+    assert figures["largest_outbox_mib"] <= limit / MIB
+    assert figures["descriptors_back_seconds"] < 1.0
+    assert figures["p99_during_seconds"] <= max(1.5 * figures["p99_before_seconds"], LATENCY_FLOOR_SECONDS)
+    assert all(counters(node)["links_down"] <= 1 for node in others)
 
 
 @pytest.mark.row("emits in a tight loop", "no healthy peer is cut")

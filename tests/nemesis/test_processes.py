@@ -8,7 +8,7 @@ import time
 import pytest
 
 from tests.integration.processes import FULL, Fleet, linked
-from tests.nemesis.faults import HEARTBEATS, MIB, counters, judge, lost, p99, time_until, until
+from tests.nemesis.faults import HEARTBEATS, LATENCY_FLOOR_SECONDS, MIB, counters, judge, lost, p99, time_until, until
 from tests.nemesis.figures import Figures
 from tests.support import eventually
 
@@ -17,8 +17,6 @@ pytestmark = [pytest.mark.integration, pytest.mark.timeout(300 if FULL else 120)
 RATE = 1000
 TIMEOUT_SECONDS = HEARTBEATS["heartbeat_timeout"]
 MEASURED_SECONDS = 12.0 if FULL else 1.0
-LATENCY_FLOOR_SECONDS = 0.02
-"""What the scheduler of a busy machine does to the slowest hundredth of events at any time."""
 
 
 @pytest.mark.row("kill -9 one of 10", "others know within 1 s; 0 lost among survivors")

@@ -120,6 +120,17 @@ class TestHealthyPeer:
 
 
 class TestStuckPeer:
+    def test_a_publisher_that_waits_for_it_has_sent_to_the_others_before(self, join: Join) -> None:
+        one, healthy = pair(join, outbox_bytes=1024 * KIB)
+        stuck = stuck_peer(one)
+        assert one.mesh.outboxes.send("00000000000000aa", b"x" * 600 * KIB)
+        talking = gevent.spawn(one.say, 1)
+        eventually(lambda: healthy.numbers_from(one) == [1])
+        assert not talking.dead
+        talking.join(5)
+        assert one.mesh.counters.slow_consumers == 0
+        stuck.transport.abort()
+
     def test_it_costs_publishers_little_and_others_nothing(self, join: Join) -> None:
         one, healthy = pair(join, outbox_bytes=1024 * KIB)
         stuck = stuck_peer(one)
