@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 
 from gevent_mesh.protocol.address import parse_address
 from tests.integration.checker import Account
+from tests.integration.namespaces import inside, present
 from tests.integration.node import dumps, loads
 from tests.support import eventually
 
@@ -77,6 +78,7 @@ class Process:
     def __init__(self, name: str, command: Sequence[str], log: Path, variables: dict[str, str]) -> None:
         self.name = name
         self.log = log
+        self.namespace = present()
         kept = {key: value for key, value in os.environ.items() if not _UNWANTED.fullmatch(key)}
         paths = os.pathsep.join([str(ROOT), str(ROOT / "discovery")])
         self.started_at = time.monotonic()
@@ -157,6 +159,8 @@ class _Controlled(Process):
         body = dumps({"operation": operation, "arguments": arguments, "options": options})
         connection = http.client.HTTPConnection("127.0.0.1", self.http_port, timeout=CONTROL_SECONDS)
         try:
+            with inside(self.namespace):
+                connection.connect()
             connection.request("POST", "/control", body)
             answer = loads(connection.getresponse().read())
         finally:
@@ -239,10 +243,10 @@ class Fleet:
         self._folder = folder
         self._processes: list[Process] = []
 
-    def discovery(self, *, port: int = 0, token: str = "") -> Discovery:
+    def discovery(self, *, host: str = "127.0.0.1", port: int = 0, token: str = "") -> Discovery:
         """Start discovery, and wait until it listens. Only a port that the system gave out before is not 0."""
         variables = {"MESH_AUTH_TOKEN": token} if token else {}
-        command = [*_python("gevent_mesh_discovery"), "--host", "127.0.0.1", "--port", str(port)]
+        command = [*_python("gevent_mesh_discovery"), "--host", host, "--port", str(port)]
         discovery = self._add(Discovery, "discovery", command, variables)
         discovery.read_line()
         return discovery
