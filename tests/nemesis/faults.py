@@ -80,7 +80,7 @@ def lost(accounts: Sequence[Account]) -> int:
 
 def p99(nodes: Sequence[Node], since: float, senders: Sequence[Node]) -> float:
     """The 99th percentile of the seconds that events of some nodes took to others: that of the slowest receiver."""
-    figures = [
+    figures: list[float] = [
         node.do("latency", since, [sender.boot for sender in senders if sender is not node])["p99"] for node in nodes
     ]
     return max(figures)

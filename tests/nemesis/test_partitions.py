@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 
@@ -19,7 +20,7 @@ NODES = 10 if FULL else 4
 RATE = 40
 TIMEOUT_SECONDS = 10.0 if FULL else 0.8
 RESUME_WINDOW = 30.0 if FULL else 2.5
-OPTIONS = {
+OPTIONS: dict[str, Any] = {
     "heartbeat_interval": TIMEOUT_SECONDS / 2 if FULL else 0.25,
     "heartbeat_timeout": TIMEOUT_SECONDS,
     "resume_window": RESUME_WINDOW,

@@ -7,6 +7,7 @@ import random
 import signal
 import time
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -17,12 +18,12 @@ from tests.nemesis.figures import Figures
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(300 if FULL else 120)]
 
 NODES = 6 if FULL else 4
-FAULT_SECONDS = 30.0 if FULL else 5.0
+FAULT_SECONDS = 30.0 if FULL else 4.0
 SCHEDULES = 10 if FULL else 1
 GIVEN = os.environ.get("MESH_SEED")
 SEEDS = [int(GIVEN)] if GIVEN else [random.SystemRandom().randrange(10**6) for _ in range(SCHEDULES)]
 # Short, and little room: what is beyond the promises happens as well, and must be counted.
-OPTIONS = {
+OPTIONS: dict[str, Any] = {
     "heartbeat_interval": 0.25,
     "heartbeat_timeout": 0.8,
     "resume_window": 2.5,
