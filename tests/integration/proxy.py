@@ -32,7 +32,7 @@ _CHUNK_BYTES = 64 * 1024
 _THROTTLED_SLICE_SECONDS = 0.1
 _RESET = struct.pack("ii", 1, 0)
 _HELLO = re.compile(rb"\r\n\r\n.*?([0-9a-f]{16})", re.DOTALL)
-"""The uid comes first in it, and between nodes nothing is masked."""
+"""What nodes say first: the uid comes first in it, and between them nothing is masked."""
 _STRANGER = ""
 
 
@@ -180,7 +180,7 @@ class Connection:
         reset = False
         try:
             while data := source.recv(direction.fault.read_bytes):
-                if source is self._near and direction.source == _STRANGER:
+                if source is self._near and self._route.uid and direction.source == _STRANGER:
                     self._identify(data)
                 if direction.passes(len(data)) and not self._pass_on(data, sink):
                     return
@@ -231,8 +231,12 @@ class Route:
         self._server = StreamServer(("127.0.0.1", 0), self._serve)
         self._server.start()
         self.port: int = self._server.server_port
-        self.name = str(self.port)
-        """The uid of the node that is there, if it is a node."""
+        self.uid = ""
+        """Of the node that is there, if it is one."""
+
+    @property
+    def name(self) -> str:
+        return self.uid or str(self.port)
 
     def narrow(self, receive_buffer_bytes: int) -> None:
         self.receive_buffer_bytes = receive_buffer_bytes
@@ -311,7 +315,7 @@ class Control:
     def lead(self, port: int, target: int, uid: str = "") -> None:
         """Tell where a route leads, and which node is there."""
         route = self._routes[port]
-        route.target, route.name = target, uid or route.name
+        route.target, route.uid = target, uid
         route.leads.set()
 
     def fault(self, sources: list[str], sinks: list[str], **fault: Any) -> None:
