@@ -28,13 +28,16 @@ def present() -> str:
 
 @contextlib.contextmanager
 def inside(name: str) -> Iterator[None]:
-    """Be in a namespace: sockets that are made in the block belong to it, and so do processes that are started."""
-    if name == present():
+    """Be in a namespace: sockets that are made in the block belong to it, and so do processes that are started.
+
+    An empty name means where we are.
+    """
+    if name in ("", present()):
         yield
         return
     with contextlib.ExitStack() as stack:
         outside = stack.enter_context(Path("/proc/thread-self/ns/net").open())
-        there = stack.enter_context(Path("/run/netns", name).open()) if name else outside
+        there = stack.enter_context(Path("/run/netns", name).open())
         _enter(there.fileno())
         _entered.append(name)
         try:

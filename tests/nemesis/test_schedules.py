@@ -18,7 +18,7 @@ from tests.nemesis.figures import Figures
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(300 if FULL else 120)]
 
 NODES = 6 if FULL else 4
-FAULT_SECONDS = 30.0 if FULL else 4.0
+FAULT_SECONDS = 30.0 if FULL else 3.0
 SCHEDULES = 10 if FULL else 1
 GIVEN = os.environ.get("MESH_SEED")
 SEEDS = [int(GIVEN)] if GIVEN else [random.SystemRandom().randrange(10**6) for _ in range(SCHEDULES)]
