@@ -264,11 +264,12 @@ class Outboxes:
     def take_changes(self, changes: Iterable[Change]) -> None:
         """Peers have come or gone: newcomers get what was kept for them, before anything else is sent to them."""
         for change in changes:
-            if change.after in (None, PeerState.ALIVE):
-                # Gone, or back: patience begins anew.
-                self._patience.pop(change.uid, None)
-                self._moved.pop(change.uid, None)
             peer = self._table.get(change.uid)
+            if change.after in (None, PeerState.ALIVE):
+                self._moved.pop(change.uid, None)
+                if peer is None or not peer.session.overflowed:
+                    # Gone, or back: patience begins anew. Whoever was too slow has to earn it.
+                    self._patience.pop(change.uid, None)
             if change.before is None and peer is not None and peer.receives_events:
                 for message in self._before_roster or ():
                     self._append(peer, message)

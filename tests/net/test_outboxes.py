@@ -161,6 +161,20 @@ class TestStuckPeer:
         assert node.mesh.counters.slow_consumers == 1
         stuck.transport.abort()
 
+    def test_it_has_to_earn_new_patience_when_it_comes_back(self, join: Join) -> None:
+        node = join(outbox_bytes=64 * KIB)
+        stuck = stuck_peer(node)
+        with gevent.Timeout(10):
+            while not node.mesh.counters.slow_consumers:
+                node.say(1, 1000)
+        before = node.mesh.outboxes._patience["00000000000000aa"]
+        assert not before.is_left
+        eventually(lambda: node.link("00000000000000aa") is None)
+        stuck.transport.abort()
+        again = stuck_peer(node)
+        assert node.mesh.outboxes._patience["00000000000000aa"] is before
+        again.transport.abort()
+
     def test_goodbye_while_publishers_wait_for_it_is_no_error(self, join: Join) -> None:
         node = join(outbox_bytes=64 * KIB)
         peer = stuck_peer(node)

@@ -565,7 +565,7 @@ def test_what_a_peer_that_leaves_has_acknowledged_is_not_counted() -> None:
 
 
 def test_losses_that_were_settled_are_not_counted_again() -> None:
-    table, peer = named(outbox_bytes=10)
+    table, peer = named(outbox_bytes=12)
     for _ in range(4):
         peer.session.append(b"12345")
     bring_up(table, OTHER, 1.0)
