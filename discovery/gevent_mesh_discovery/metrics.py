@@ -34,6 +34,7 @@ class _Figures(Collector):
             ("registrations", "Lifetime registrations.", counters.registrations),
             ("disconnects", "Lifetime disconnects.", counters.disconnects),
             ("roster_broadcasts", "Lifetime roster pushes.", counters.roster_broadcasts),
+            ("takeovers_refused", "Registrations under a name that belongs to another node.", counters.taken),
         ):
             # prometheus-client adds the suffix _total.
             yield CounterMetricFamily(f"{_PREFIX}{name}", text, value=value)

@@ -134,6 +134,10 @@ class PeerTable:
         """Take a discovery server's roster (see `Membership.roster`)."""
         return self._apply(self.members.roster(source, servers, complete, now, removed))
 
+    def told(self, teller: str, nodes: Mapping[str, str], now: float) -> list[Change]:
+        """A peer named nodes that it is linked to (see `gevent_mesh.protocol.gossip`)."""
+        return self._apply(self.members.told(teller, nodes, now))
+
     def tick(self, now: float) -> list[Change]:
         """Give up peers that have been away for too long."""
         return self._apply(self.members.tick(now))
@@ -141,6 +145,10 @@ class PeerTable:
     def left(self, uid: str) -> list[Change]:
         """A peer said that it leaves: forget its session."""
         return self._apply(self.members.left(uid))
+
+    def forget(self, uid: str) -> list[Change]:
+        """A peer is not where it was said to be, and nobody says more."""
+        return self._apply(self.members.forget(uid))
 
     def _apply(self, changes: list[Change]) -> list[Change]:
         for change in changes:
@@ -217,6 +225,21 @@ class PeerTable:
         if peer.present:
             peer.present = False
             self._lapsed.append(peer)
+
+    # ------------------------------------------------------------------ gossip
+
+    def linked(self) -> dict[str, str]:
+        """Addresses, by uid, of the nodes of our kind that a link is up to."""
+        return {
+            peer.uid: peer.member.address
+            for peer in self._peers.values()
+            if peer.link is not None and peer.receives_events and not peer.is_nodejs
+        }
+
+    def sought(self, now: float) -> list[str]:
+        """The uids of those that we are linked to or try to reach, ourselves included: whom nobody need name to us."""
+        wanted = (peer.uid for peer in self._peers.values() if peer.link or self.members.wants_dial(peer.uid, now))
+        return [self.uid, *wanted]
 
     # ------------------------------------------------------------------ dialling
 
