@@ -40,8 +40,8 @@ _log = logging.getLogger(__name__)
 _BACKOFF_CAP_SECONDS = 5.0
 #: From the connection to the roster, in seconds.
 _REGISTER_SECONDS = 10.0
-#: Silence after which the server is gone, in pings: it answers ours, and sends its own. Less than a lease, so that who has
-#: a dead connection is registered again before the server takes it off the roster.
+#: Silence after which the server is gone, in pings: it answers ours, and sends its own. Less than a lease, so that who
+#: has a dead connection is registered again before the server takes it off the roster.
 _SILENT_PINGS = 2
 #: How long `stop` waits for the goodbye to leave.
 _GOODBYE_SECONDS = 1.0

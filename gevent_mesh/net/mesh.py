@@ -23,6 +23,7 @@ from gevent.pool import Group
 from ..config import MeshConfig
 from ..errors import DialError, HandshakeError, StartError
 from ..protocol.address import format_host_port, is_loopback
+from ..protocol.discovery import SECRET_BYTES
 from ..protocol.frames import NONCE_BYTES, Refusal, Role, is_uid
 from ..protocol.gossip import Gossip, digest, lacking, nodes, nodes_wanted
 from ..protocol.handshake import Keys
@@ -126,6 +127,7 @@ class Mesh:
         self._owner = owner
         self._logger = logger
         self._keys = Keys(config.tokens)
+        self._secret = secrets.token_bytes(SECRET_BYTES)
         self._told_not_for_nodejs = -math.inf
         self._translator: Translator | None = None
         if config.node_interop and read_packet is not None:
@@ -168,12 +170,11 @@ class Mesh:
             # Binding may wait, and somebody may have stopped us meanwhile.
             self._end()
             return
-        secret = secrets.token_bytes(16)
         self._discovery = [
             DiscoveryClient(
                 url,
                 uid=self.uid,
-                secret=secret,
+                secret=self._secret,
                 role="node",
                 tokens=self.config.tokens,
                 address_for=self._address_for,
@@ -351,6 +352,7 @@ class Mesh:
             self._keys,
             nonce=secrets.token_bytes(NONCE_BYTES),
             now=monotonic(),
+            secret=self._secret,
             heartbeat_interval=self.config.heartbeat_interval,
             heartbeat_timeout=self.config.heartbeat_timeout,
             **options,
@@ -466,13 +468,13 @@ class Mesh:
     def link_proven(self, link: Link, identity: Identity) -> Peer:
         if self._stopping:
             raise HandshakeError(Refusal.BUSY, "this node is about to stop")
-        self.table.check_proven(link.protocol, identity.uid)
+        self._check_proven(link, identity.uid)
         while (old := self._links.get(identity.uid)) is not None:
             self._replace(old)
             # That may have waited: another link of the pair may have come first, and this one may be gone.
             if link.protocol.phase is not Phase.PROVEN:
                 raise HandshakeError(Refusal.BUSY, "the link has ended meanwhile")
-            self.table.check_proven(link.protocol, identity.uid)
+            self._check_proven(link, identity.uid)
         peer, changes = self.table.link_up(link.protocol, identity, monotonic())
         self._links[peer.uid] = link
         self._digest = None
@@ -489,6 +491,13 @@ class Mesh:
         self._tell("that a peer is linked", self._owner.on_linked, peer)
         self._logger.info("link up: %s (%s)", peer.uid, peer.member.address or "emitter")
         return peer
+
+    def _check_proven(self, link: Link, uid: str) -> None:
+        try:
+            self.table.check_proven(link.protocol, uid)
+        except HandshakeError as exc:
+            self.counters.takeovers_refused += exc.code == Refusal.TAKEN
+            raise
 
     def _note_lost(self, peer: Peer) -> None:
         lost = peer.session.sent_lost - peer.sent_lost_reported

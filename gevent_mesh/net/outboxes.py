@@ -62,6 +62,7 @@ class Counters:
     slow_consumers: int = 0
     spoofed: int = 0
     undecodable: int = 0
+    takeovers_refused: int = 0
     before_roster_dropped: int = 0
     not_for_nodejs: int = 0
 

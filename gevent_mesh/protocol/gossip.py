@@ -120,7 +120,7 @@ def check_nodes(data: dict[str, Any]) -> None:
     found = data.get("nodes")
     if type(found) is not list or len(found) > MAX_NAMED or not all(map(_is_node, found)):
         raise MessageError(f"nodes must be at most {MAX_NAMED} pairs of a uid and an address")
-    data["nodes"] = {uid: address for uid, address in found}
+    data["nodes"] = dict(found)
 
 
 def _is_node(pair: object) -> bool:

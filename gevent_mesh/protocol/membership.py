@@ -4,8 +4,8 @@ Rules:
 
 - A roster only **adds** candidates. Nothing that discovery says ends a link that is up; a name that leaves the roster
   is merely no longer dialled once its link has been down for a minute.
-- What a peer names (`told`) is only tried. It changes nothing that is known, takes nobody's place, and is forgotten when no
-  link came of it inside the resume window; each peer may have `MAX_TOLD` of such names with us.
+- What a peer names (`told`) is only tried. It changes nothing that is known, takes nobody's place, and is forgotten
+  when no link came of it inside the resume window; each peer may have `MAX_TOLD` of such names with us.
 - The roster of a server that has been away for a minute does not count while another server is there: nobody would
   ever take the dead out of it.
 - Of a pair the smaller uid dials. If it has not managed within `FALLBACK_SECONDS`, the other side tries as well.
@@ -194,7 +194,7 @@ class Membership:
         return []
 
     def roster_away(self, source: str, now: float) -> None:
-        """A discovery server cannot be reached. Its last roster goes on to count, for a while or as long as none can."""
+        """A discovery server cannot be reached: its roster counts for a while, or until some server is there."""
         if source in self._rosters:
             self._away_since.setdefault(source, now)
 

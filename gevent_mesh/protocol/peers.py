@@ -8,6 +8,7 @@ Rules:
   larger uid gives up its own dial when the smaller one's link is proven.
 - What a dialer said in HELLO about the session is out of date once another link of the pair has come up. Such a dial is
   given up by the dialer, and refused by a listener that it reaches all the same: otherwise losses would be miscounted.
+- A uid belongs to the process that was linked under it first: only who shows the same claim may have a link again.
 - A peer that is named but not linked yet has a session and an outbox: what is sent while the mesh forms is kept.
 - A peer is *present* from the moment it is named. It *lapses* when it leaves or is given up, when its link is down and
   no roster names it any more (its process has died), or when its link is down and nothing has been heard of it for
@@ -18,6 +19,7 @@ Rules:
 
 from __future__ import annotations
 
+import hmac
 import math
 import random
 from collections.abc import Iterable, Iterator, Mapping
@@ -43,6 +45,7 @@ class Peer:
         codec: the form of the packets that its clients get; empty until it has been linked.
         link: the link that is up, if any.
         linked_at: when the last link came up.
+        claim: what its first link showed; another process cannot take its place. Empty for one that shows nothing.
         dialing: whether a dial of ours is under way.
         dial: the link of that dial, once it has said HELLO.
         dial_not_before: the backoff's word on when to try next.
@@ -62,6 +65,7 @@ class Peer:
     codec: str = ""
     link: AnyLinkProtocol | None = None
     linked_at: float = -math.inf
+    claim: bytes = b""
     dialing: bool = False
     dial: AnyLinkProtocol | None = None
     dial_not_before: float = 0.0
@@ -291,10 +295,12 @@ class PeerTable:
         Raises:
             HandshakeError: another link of the pair comes first, or has come up since the dialer's HELLO; or an
                 emitter pretends to be a node; or it says that it is a Node peer, which proves little, and we know it
-                for a node of ours.
+                for a node of ours; or it is another process than the one that we know under this uid.
         """
         peer = self._peers.get(uid)
         self._check_role(link, peer)
+        if peer is not None and peer.claim and not hmac.compare_digest(peer.claim, link.claim):
+            raise HandshakeError(Refusal.TAKEN, "this uid belongs to another process")
         if link.is_dialer:
             return
         self.check_claim(uid)
@@ -322,7 +328,7 @@ class PeerTable:
         if peer.link is not None:
             raise RuntimeError(f"{identity.uid} still has a link")
         peer.receives_events, peer.codec = identity.role is Role.NODE, identity.codec
-        peer.is_nodejs = identity.is_nodejs
+        peer.is_nodejs, peer.claim = identity.is_nodejs, link.claim
         try:
             link.accept(peer.session, now)
         except Exception:

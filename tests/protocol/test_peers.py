@@ -54,7 +54,7 @@ class StubLink(LinkProtocol):
         self._proofs = ()
         self._their_state = SessionState(b"st" + uid[-6:].encode(), b"", 0)
 
-    def _welcome_proof(self, ours: SessionState) -> bytes:  # noqa: ARG002
+    def _welcome_proof(self, ours: SessionState, claim: bytes) -> bytes:  # noqa: ARG002
         return bytes(32)
 
 
