@@ -6,8 +6,8 @@ Rules:
 - A proof is an HMAC over both sides' first frames, so it cannot be replayed (fresh nonces), reflected (a label for each
   side) or carried over to another node (both uids and addresses are inside).
 - A token only proves that somebody belongs to the mesh. That it is the process that had its uid before is shown by its
-  *claim*, made of a secret of that process for one peer only. A peer keeps the claim that came with the first link, and
-  takes nobody else under that uid: neither one that comes later, nor a peer with the claim that it was shown itself.
+  *boot key*, made of a secret of that process for one peer only. A peer keeps the key that came with the first link,
+  and takes nobody under that uid who shows another one; what it was shown itself opens no door at other peers.
 - Up to four tokens are valid at once, so that they can be changed without a gap. Without a token the same frames travel
   under an empty key: that authenticates nobody and is only for loopback, or where the operator says so.
 """
@@ -19,9 +19,9 @@ import struct
 from collections.abc import Iterable, Sequence
 from hashlib import sha256
 
-from .frames import CLAIM_BYTES
+from .frames import BOOT_KEY_BYTES
 
-__all__ = ["Keys", "claim_for", "derive_key"]
+__all__ = ["Keys", "boot_key_for", "derive_key"]
 
 _DIALER = b"gmesh1|dialer"
 _LISTENER = b"gmesh1|listener"
@@ -38,13 +38,13 @@ def derive_key(token: str | None, purpose: str) -> bytes:
     return hmac.new(secret, b"gmesh1|" + purpose.encode(), sha256).digest()
 
 
-def claim_for(uid: str, secret: bytes) -> bytes:
+def boot_key_for(uid: str, secret: bytes) -> bytes:
     """What a process shows to the node `uid` as its own; the same as long as it lives.
 
     Args:
-        secret: random, new at every start, known to nobody else; empty for one that claims nothing.
+        secret: random, new at every start, known to nobody else; empty for one that shows nothing.
     """
-    return hmac.new(secret, b"gmesh1|claim|" + uid.encode(), sha256).digest()[:CLAIM_BYTES] if secret and uid else b""
+    return hmac.new(secret, b"gmesh1|boot|" + uid.encode(), sha256).digest()[:BOOT_KEY_BYTES] if secret and uid else b""
 
 
 class Keys:

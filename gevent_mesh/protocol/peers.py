@@ -8,7 +8,8 @@ Rules:
   larger uid gives up its own dial when the smaller one's link is proven.
 - What a dialer said in HELLO about the session is out of date once another link of the pair has come up. Such a dial is
   given up by the dialer, and refused by a listener that it reaches all the same: otherwise losses would be miscounted.
-- A uid belongs to the process that was linked under it first: only who shows the same claim may have a link again.
+- A uid belongs to the process that was linked under it first: only who shows the same boot key may have
+  a link again.
 - A peer that is named but not linked yet has a session and an outbox: what is sent while the mesh forms is kept.
 - A peer is *present* from the moment it is named. It *lapses* when it leaves or is given up, when its link is down and
   no roster names it any more (its process has died), or when its link is down and nothing has been heard of it for
@@ -45,7 +46,7 @@ class Peer:
         codec: the form of the packets that its clients get; empty until it has been linked.
         link: the link that is up, if any.
         linked_at: when the last link came up.
-        claim: what its first link showed; another process cannot take its place. Empty for one that shows nothing.
+        boot_key: what it has shown; no other process can take its place. Empty for one that shows nothing.
         dialing: whether a dial of ours is under way.
         dial: the link of that dial, once it has said HELLO.
         dial_not_before: the backoff's word on when to try next.
@@ -65,7 +66,7 @@ class Peer:
     codec: str = ""
     link: AnyLinkProtocol | None = None
     linked_at: float = -math.inf
-    claim: bytes = b""
+    boot_key: bytes = b""
     dialing: bool = False
     dial: AnyLinkProtocol | None = None
     dial_not_before: float = 0.0
@@ -299,7 +300,7 @@ class PeerTable:
         """
         peer = self._peers.get(uid)
         self._check_role(link, peer)
-        if peer is not None and peer.claim and not hmac.compare_digest(peer.claim, link.claim):
+        if peer is not None and peer.boot_key and not hmac.compare_digest(peer.boot_key, link.boot_key):
             raise HandshakeError(Refusal.TAKEN, "this uid belongs to another process")
         if link.is_dialer:
             return
@@ -328,7 +329,7 @@ class PeerTable:
         if peer.link is not None:
             raise RuntimeError(f"{identity.uid} still has a link")
         peer.receives_events, peer.codec = identity.role is Role.NODE, identity.codec
-        peer.is_nodejs, peer.claim = identity.is_nodejs, link.claim
+        peer.is_nodejs, peer.boot_key = identity.is_nodejs, link.boot_key
         try:
             link.accept(peer.session, now)
         except Exception:
