@@ -471,7 +471,8 @@ class LinkProtocol:
         yield from self._prove()
 
     def _our_boot_key(self) -> bytes:
-        return b"" if self.peer is None else boot_key_for(self.peer.uid, self._secret)
+        """The listener's: for a dialer that has shown its own. An older one would not know that it is in our proof."""
+        return boot_key_for(self.peer.uid, self._secret) if self.peer is not None and self.boot_key else b""
 
     def _welcome_proof(self, ours: SessionState, boot_key: bytes) -> bytes:
         proof = self._keys.listener_proof(self._proofs, self._hello, self._challenge, _state_bytes(ours) + boot_key)

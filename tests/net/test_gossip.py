@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import gevent
 import pytest
 
 from gevent_mesh.errors import HandshakeError
@@ -100,8 +101,9 @@ class Insider(HandMade):
         return next(event.facts[name] for event in self.events if isinstance(event, Status))
 
     def waits_for(self, kind: MessageType) -> ClusterMessage:
-        while not self.told(kind):
-            assert self.step()
+        with gevent.Timeout(5):
+            while not self.told(kind):
+                assert self.step()
         return self.told(kind)[-1]
 
 

@@ -424,7 +424,8 @@ def test_each_side_shows_its_boot_key_to_the_other_one_only() -> None:
         )
         b.protocol._secret = b"of the listener"
         connected(a, b)
-        assert a.protocol.boot_key == boot_key_for(LOW, b"of the listener")
+        # An older dialer shows none, and could not check a proof that has one in it.
+        assert a.protocol.boot_key == (boot_key_for(LOW, b"of the listener") if secret else b"")
         return b.protocol
 
     first = met(HIGH, b"secret").boot_key
