@@ -47,6 +47,8 @@ FLUSH_SECONDS = 2.0
 STUCK_READER_SECONDS = STUCK_SECONDS
 """How long a former link's reader is waited for."""
 WHY_LOST = "the link was down for longer than the resume window, or more was sent meanwhile than the outbox holds"
+_GOSSIP = frozenset((MessageType.NODES_WANTED, MessageType.NODES))
+"""Messages that are for the mesh itself."""
 SAME_FAILURE_SECONDS = 60.0
 """A peer that keeps failing in the same way is logged this often."""
 
@@ -532,10 +534,10 @@ class Mesh:
 
     def link_message(self, peer: Peer, message: ClusterMessage) -> None:
         self.counters.messages_received += 1
-        if message.type >= MessageType.NODES_WANTED:
+        if message.type in _GOSSIP:
             self._take_gossip(peer, message)
-            return
-        self._owner.on_message(peer, message)
+        else:
+            self._owner.on_message(peer, message)
 
     def link_relieved(self) -> None:
         self.outboxes.relieved()
