@@ -1,4 +1,5 @@
-"""Prometheus figures of a discovery server, under the names of the Node package, so that its dashboards fit.
+"""Prometheus figures of a discovery server, under the names of the Node package where it has such a figure, so that its
+dashboards fit.
 
 Importing this module imports prometheus-client: do so only when metrics were asked for.
 """

@@ -15,7 +15,7 @@ from tests.support import eventually
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(300 if FULL else 120)]
 
-NODES = 10 if FULL else 5
+NODES = 10 if FULL else 4
 AWAY_SECONDS = 60.0 if FULL else 2.0
 RATE = 50
 PROCESSES, NODES_EACH = (10, 10) if FULL else (2, 5)
