@@ -18,7 +18,7 @@ __all__ = ["GeventMeshHandler"]
 
 
 class GeventMeshHandler(WebSocketHandler):  # type: ignore[misc]  # gevent-websocket ships no types
-    """gevent-websocket's handler with bounded WebSockets: ``WSGIServer(address, app, handler_class=GeventMeshHandler)``.
+    """gevent-websocket's handler with bounded WebSockets: ``WSGIServer(..., handler_class=GeventMeshHandler)``.
 
     Attributes:
         max_message_bytes: the largest message that is taken; for Socket.IO that is the server's `max_http_buffer_size`.

@@ -55,6 +55,7 @@ class BoundedWebSocket(WebSocket):  # type: ignore[misc]  # gevent-websocket shi
 
     def __init__(self, upgraded: WebSocket, max_message_bytes: int) -> None:
         super().__init__(upgraded.environ, upgraded.stream, upgraded.handler)
+        self.closed = False
         # Else it would send a close frame when it is deleted, in the middle of ours.
         upgraded.closed = True
         self.transport = Transport(upgraded.handler.socket, is_client=False)
