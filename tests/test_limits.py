@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -10,9 +11,11 @@ import gevent
 import pytest
 import requests
 import socketio
+from engineio.packet import MESSAGE, Packet
 from gevent import socket
 from gevent.pool import Pool
 from gevent.pywsgi import WSGIServer
+from gevent.queue import Empty
 from geventwebsocket.handler import WebSocketHandler
 
 from gevent_mesh import GeventMeshManager, limits
@@ -155,6 +158,33 @@ def test_an_event_that_is_larger_than_the_limit_cuts_nobody_who_keeps_up(serve: 
             served.sio.emit("news", "x" * (4 * LIMIT))
             assert len(browser.receive()[1]) > 4 * LIMIT
     assert served.counters.slow_clients == 0
+
+
+def test_what_the_writer_has_taken_and_not_sent_counts_as_waiting(serve: Serve) -> None:
+    """It would take all that there is, and leave room for as much again."""
+    queue = serve().sio.eio.create_queue()
+    packets = [Packet(MESSAGE, number * "x") for number in range(99_990, 100_000)]
+    for packet in packets[:2]:
+        queue.put(packet)
+    assert [queue.get(), queue.get(block=False)] == packets[:2]
+    assert queue.empty()
+    assert queue._waiting_bytes > 199_000
+    with pytest.raises(Empty):
+        queue.get(timeout=0)
+    assert queue._waiting_bytes == 0
+    # And it takes a part at a time, so that what it has sent is noticed in time.
+    queue = serve(client_queue_bytes=None).sio.eio.create_queue()
+    for packet in packets:
+        queue.put(packet)
+    taken = []
+    while len(taken) < len(packets):
+        round_ = [queue.get()]
+        with contextlib.suppress(Empty):
+            while True:
+                round_.append(queue.get(block=False))
+        assert len(round_) <= 3
+        taken += round_
+    assert taken == packets
 
 
 def test_without_a_limit_nobody_is_cut(serve: Serve) -> None:
