@@ -176,7 +176,7 @@ def test_what_the_writer_has_taken_and_not_sent_counts_as_waiting(serve: Serve) 
     queue = serve(client_queue_bytes=None).sio.eio.create_queue()
     for packet in packets:
         queue.put(packet)
-    taken = []
+    taken: list[Packet] = []
     while len(taken) < len(packets):
         round_ = [queue.get()]
         with contextlib.suppress(Empty):
