@@ -206,7 +206,7 @@ class GeventMeshManager(ClusterApi, PubSubManager):  # type: ignore[misc]  # pyt
         if not startup.is_served():
             self._mesh_logger.error(
                 "a client has come, and no gevent server runs in this process: other nodes may hear nothing of it. "
-                "Start with socketio.run(app), or gunicorn -k geventwebsocket.gunicorn.workers.GeventWebSocketWorker; "
+                "Start with socketio.run(app), or gunicorn -k gevent_mesh.gunicorn.GeventMeshWorker; "
                 "not with `flask run`, or another worker class"
             )
         self.serving()
