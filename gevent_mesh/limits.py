@@ -175,6 +175,10 @@ class ClientQueue(JoinableQueue):  # type: ignore[misc]  # gevent ships no types
             self._taken_bytes += getsizeof(item.data) + PACKET_BYTES
         return item
 
+    def join(self, timeout: float | None = None) -> bool:
+        """Wait until the client has taken everything, but not for one that never will: no longer than it has for it."""
+        return bool(super().join(ENDING_SECONDS if timeout is None else timeout))
+
     def _overflow(self) -> None:
         """Cut the client, once. What would be added is dropped from now on."""
         if self._waiting_bytes != inf:

@@ -22,7 +22,7 @@ from gevent_mesh import GeventMeshManager, limits
 from gevent_mesh.handler import GeventMeshHandler
 from gevent_mesh.net.outboxes import Counters
 from gevent_mesh.protocol.websocket import Opcode
-from tests.browser import client_frame, connect, frame_start
+from tests.browser import Browser, client_frame, connect, frame_start
 from tests.support import eventually
 
 LIMIT = 200_000
@@ -88,6 +88,13 @@ def serve() -> Iterator[Serve]:
     yield start
     for served in started:
         served.stop()
+
+
+def polling_session(browser: Browser) -> str:
+    """Open an Engine.IO session by an HTTP request; returns its sid."""
+    browser.sock.sendall(b"GET /socket.io/?EIO=4&transport=polling HTTP/1.0\r\n\r\n")
+    packet: bytes = browser._file.read()
+    return packet.split(b'"sid":"')[1].split(b'"')[0].decode()
 
 
 @pytest.mark.parametrize("options", [{}, {"bounded_reader": False}])
@@ -158,6 +165,23 @@ def test_an_event_that_is_larger_than_the_limit_cuts_nobody_who_keeps_up(serve: 
             served.sio.emit("news", "x" * (4 * LIMIT))
             assert len(browser.receive()[1]) > 4 * LIMIT
     assert served.counters.slow_clients == 0
+
+
+def test_limits_hold_when_the_admin_ui_watches(serve: Serve) -> None:
+    """It puts itself between Engine.IO and the connections."""
+    served = serve()
+    admin = served.sio.instrument(auth=False, mode="development")
+    try:
+        with connect(served.port, socket, SMALL_BUFFER) as slow, connect(served.port, socket) as large:
+            slow_sid, large_sid = slow.open(), large.open()
+            large.sock.sendall(frame_start(Opcode.TEXT, 1 << 30))
+            assert large.close_code() == 1009
+            eventually(lambda: served.gone == {large_sid: "transport error"})
+            served.emit_until_gone(slow_sid)
+            assert slow.seconds_until_cut() < 2
+            assert served.gone[slow_sid] == limits.SLOW_CONSUMER
+    finally:
+        admin.uninstrument()
 
 
 def test_what_the_writer_has_taken_and_not_sent_counts_as_waiting(serve: Serve) -> None:
@@ -243,9 +267,11 @@ class TestEnds:
             sid = slow.open()
             for _ in range(1000):
                 served.sio.emit("news", TEXT)
-            gevent.spawn(served.sio.eio.disconnect, sid)
+            disconnecting = gevent.spawn(served.sio.eio.disconnect, sid)
             eventually(lambda: served.connections == 0)
             assert served.gone == {sid: "server disconnect"}
+            disconnecting.join(5)
+            assert disconnecting.successful()
 
     def test_of_a_client_that_answers_no_ping(self, serve: Serve) -> None:
         served = serve(server={"ping_interval": 0.2, "ping_timeout": 0.2})
@@ -260,14 +286,23 @@ class TestEnds:
         served = serve(server={"ping_interval": 0.2, "ping_timeout": 0.2})
         browsers = [connect(served.port, socket) for _ in range(3)]
         polling, *upgrading = browsers
-        polling.sock.sendall(b"GET /socket.io/?EIO=4&transport=polling HTTP/1.0\r\n\r\n")
-        sid = polling._file.read().split(b'"sid":"')[1].split(b'"')[0].decode()
+        sid = polling_session(polling)
         for browser in upgrading:
             assert b" 101 " in browser.upgrade(f"/socket.io/?EIO=4&transport=websocket&sid={sid}")
         assert served.connections == 2
         eventually(lambda: served.connections == 0)
         for browser in browsers:
             browser.__exit__()
+
+    def test_of_a_request_that_is_refused(self, serve: Serve) -> None:
+        """Engine.IO ends the session of a client whose request is bad, and waits until it has taken that."""
+        served = serve(server={"max_http_buffer_size": 1000})
+        with connect(served.port, socket) as polling, connect(served.port, socket) as posting:
+            sid = polling_session(polling)
+            path = f"/socket.io/?EIO=4&transport=polling&sid={sid}"
+            posting.sock.sendall(f"POST {path} HTTP/1.0\r\nContent-Length: 2000\r\n\r\n".encode() + b"x" * 2000)
+            assert b" 400 " in posting._file.readline()
+            eventually(lambda: served.connections == 0)
 
     def test_in_good_order_for_a_client_that_reads(self, serve: Serve) -> None:
         served = serve()
