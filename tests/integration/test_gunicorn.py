@@ -26,7 +26,6 @@ pytestmark = pytest.mark.integration
 
 APP = "tests.integration.flask_app"
 WORKER = "geventwebsocket.gunicorn.workers.GeventWebSocketWorker"
-OURS = ("gevent_mesh.gunicorn.GeventMeshWorker", WORKER)
 GRACEFUL_SECONDS = 1
 
 
@@ -149,22 +148,17 @@ def test_workers_of_one_instance_form_a_mesh(ships: Fleet, clients: list[Client]
 
 
 def test_our_worker_serves_the_same_and_refuses_what_is_too_large(ships: Fleet, clients: list[Client]) -> None:
-    discovery = ships.discovery()
-    servers = [gunicorn(ships, discovery, name=f"gunicorn-{n}", worker=worker) for n, worker in enumerate(OURS)]
-    for server in servers:
-        server.workers(1, peers=1)
-        clients.append(Client(server.url))
-    servers[0].get("/emit/event/0/20")
-    for client in clients:
-        assert client.wait_for("event", count=20) == [(number,) for number in range(20)]
-    for server in servers:
-        with connect(int(server.url.rsplit(":")[-1]), socket) as browser:
-            browser.open()
-            browser.sock.sendall(frame_start(Opcode.TEXT, 1 << 30))
-            assert browser.close_code() == 1009
-    assert "At most 1000 connections" in servers[0].process.output
-    assert ends(servers[0], GRACEFUL_SECONDS + 5) < GRACEFUL_SECONDS + 4
-    assert "Traceback" not in servers[0].process.output
+    server = gunicorn(ships, ships.discovery(), worker="gevent_mesh.gunicorn.GeventMeshWorker")
+    clients.append(Client(server.url))
+    server.get("/emit/event/0/20")
+    assert clients[0].wait_for("event", count=20) == [(number,) for number in range(20)]
+    with connect(int(server.url.rsplit(":")[-1]), socket) as browser:
+        browser.open()
+        browser.sock.sendall(frame_start(Opcode.TEXT, 1 << 30))
+        assert browser.close_code() == 1009
+    assert "At most 1000 connections" in server.process.output
+    assert ends(server, GRACEFUL_SECONDS + 5) < GRACEFUL_SECONDS + 4
+    assert "Traceback" not in server.process.output
 
 
 def test_socketio_run_and_an_http_route_that_emits_at_once(ships: Fleet, clients: list[Client]) -> None:
