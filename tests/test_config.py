@@ -46,7 +46,8 @@ def test_every_option_has_its_place() -> None:
     assert config(
         discovery_service_address="ws://d:1", ws_port=1, ws_host="10.0.0.1", server_address="ws://a:2",
         heartbeat_interval=1, heartbeat_timeout=3, buffered_amount_threshold=65536, resume_window=0,
-        auth_token=TOKEN, channel="c", callback_timeout=9, node_interop=True, client_queue_bytes=70000, bounded_reader=False,
+        auth_token=TOKEN, channel="c", callback_timeout=9, node_interop=True,
+        client_queue_bytes=70000, bounded_reader=False,
     ) == MeshConfig(
         discovery=("ws://d:1",), port=1, host="10.0.0.1", address="ws://a:2", heartbeat_interval=1,
         heartbeat_timeout=3, outbox_bytes=65536, resume_window=0, tokens=(TOKEN,), channel="c",
