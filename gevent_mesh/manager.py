@@ -60,15 +60,17 @@ class GeventMeshManager(ClusterApi, PubSubManager):  # type: ignore[misc]  # pyt
 
     ::
 
-        socketio = SocketIO(app, async_mode="gevent", client_manager=GeventMeshManager("ws://discovery:8000"))
+        socketio = SocketIO(app, async_mode="gevent", client_manager=GeventMeshManager())
 
     The node joins when its process begins to serve. Importing the application opens no socket.
 
     Args:
-        discovery_service_address: URL of the discovery service, or several. Without one (and without
-            ``MESH_DISCOVERY``, comma-separated) the node works alone.
-        ws_port: the port that peers dial, 0 for any free one. Default: ``MESH_PORT``, else 4000.
-        ws_host: the address to listen on. Default: 127.0.0.1 without a token, 0.0.0.0 with one.
+        discovery_service_address: URL of the discovery service, or several. Default: ``MESH_DISCOVERY``,
+            comma-separated; without that the nodes of this host find each other, with nothing else running. An empty
+            list: the node works alone.
+        ws_port: the port that peers dial, 0 for any free one. Default: ``MESH_PORT``, else 4000; without a discovery
+            service 0.
+        ws_host: the address to listen on. Default: 0.0.0.0 with a token and a discovery service, else 127.0.0.1.
         server_address: the URL under which peers reach this node. Default: ``MESH_ADDRESS``, else the address that the
             connection to discovery shows.
         heartbeat_interval: seconds between two heartbeats.
@@ -85,6 +87,8 @@ class GeventMeshManager(ClusterApi, PubSubManager):  # type: ignore[misc]  # pyt
         callback_timeout: seconds after which callbacks of clients on other nodes are freed.
         node_interop: form one mesh with Node.js servers that use ``socket.io-mesh-adapter`` 2.x. Their protocol sends
             the token in clear: only for a private network. See docs/nodejs.md.
+        embedded_port: the port on 127.0.0.1 where the nodes of this host find each other when no discovery service is
+            named. Default: ``MESH_EMBEDDED_PORT``, else one that depends on the system's user.
 
     Raises:
         ConfigError: an option cannot work; the text says what to change.
@@ -111,6 +115,7 @@ class GeventMeshManager(ClusterApi, PubSubManager):  # type: ignore[misc]  # pyt
         json: Any = None,
         callback_timeout: float = 60.0,
         node_interop: bool = False,
+        embedded_port: int | None = None,
     ) -> None:
         self.config = MeshConfig.from_options(
             discovery_service_address=discovery_service_address,
@@ -127,6 +132,7 @@ class GeventMeshManager(ClusterApi, PubSubManager):  # type: ignore[misc]  # pyt
             write_only=write_only,
             callback_timeout=callback_timeout,
             node_interop=node_interop,
+            embedded_port=embedded_port,
         )
         super().__init__(channel=channel, write_only=write_only, logger=logger)
         if json is not None:
@@ -228,12 +234,8 @@ class GeventMeshManager(ClusterApi, PubSubManager):  # type: ignore[misc]  # pyt
         self._node.start(self._packets.codec)
         if self._emitter is not None:
             return
-        if self.config.discovery:
-            self._mesh_logger.info("node %s has started", self.uid)
-        else:
-            self._mesh_logger.warning(
-                "no discovery service is named (discovery_service_address, MESH_DISCOVERY): this node works alone"
-            )
+        how = "" if self.config.discovery else " and works alone: its discovery_service_address is empty"
+        self._mesh_logger.info("node %s has started%s", self.uid, how)
 
     def stop(self, timeout: float = 2.0) -> None:
         """Leave the mesh, until `start` is called. What was emitted still goes out, for at most `timeout` seconds."""
