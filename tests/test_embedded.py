@@ -59,7 +59,7 @@ def whole(*nodes: PaperNode) -> None:
     for node in nodes:
         assert node.manager.wait_for_peers(len(nodes) - 1)
         eventually(lambda node=node: is_registered(node))  # type: ignore[misc]  # bound now
-    assert [is_serving(node) for node in nodes].count(True) == 1
+    eventually(lambda: [is_serving(node) for node in nodes].count(True) == 1)
 
 
 def links_down(node: PaperNode) -> int:
