@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 
 from gevent_mesh import GeventMeshManager
-from tests.embedded import reserved_port
 from tests.paper import PaperNode
+from tests.ports import reserved_port
 from tests.support import eventually
 
 TOKEN = "a token that is long enough"

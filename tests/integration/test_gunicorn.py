@@ -9,6 +9,7 @@ import signal
 import sys
 import time
 import urllib.request
+from collections.abc import Iterable
 from typing import Any
 
 import psutil
@@ -54,14 +55,14 @@ class Server:
         return ready
 
 
-def gunicorn(ships: Fleet, discovery: Discovery, *options: str, name: str = "gunicorn") -> Server:
+def gunicorn(ships: Fleet, discovery: Discovery | None, *options: str, name: str = "gunicorn") -> Server:
     command = [
         sys.executable, "-m", "gunicorn", "-k", WORKER, "-b", "127.0.0.1:0", "--no-control-socket",
         "--graceful-timeout", str(GRACEFUL_SECONDS), *options, f"{APP}:app",
     ]  # fmt: skip
     if not _knows_control_socket():
         command.remove("--no-control-socket")
-    variables = {"MESH_DISCOVERY": discovery.url, "MESH_PORT": "0"}
+    variables = {"MESH_DISCOVERY": discovery.url, "MESH_PORT": "0"} if discovery else {}
     return Server(ships.program(name, command, **variables), r"Listening at: http://127\.0\.0\.1:(\d+)")
 
 
@@ -142,6 +143,39 @@ def test_workers_of_one_instance_form_a_mesh(ships: Fleet, clients: list[Client]
     processes = [psutil.Process(pid) for pid in after]
     assert ends(server, GRACEFUL_SECONDS + 5) < GRACEFUL_SECONDS + 4
     eventually(lambda: gone(processes))
+
+
+@pytest.mark.parametrize("options", [[], ["--preload"]], ids=["", "preload"])
+def test_workers_of_one_instance_find_each_other_with_nothing_else_running(
+    ships: Fleet, clients: list[Client], options: list[str]
+) -> None:
+    server = gunicorn(ships, None, "-w", "4", *options)
+    workers = server.workers(4, peers=3)
+    found = on_every_worker(server, set(workers), clients)
+
+    victim = listens_on(ships.embedded_port, workers)
+    assert victim is not None
+    os.kill(victim, signal.SIGKILL)
+    killed = time.monotonic()
+    eventually(lambda: listens_on(ships.embedded_port, workers.keys() - {victim}), 3)
+    print(f"\n    another worker serves discovery {time.monotonic() - killed:.2f} s after the first one was killed")
+    # gunicorn has started another one in its place, and that has found them.
+    after = server.workers(4, peers=3)
+    assert workers.items() - after.items() == {(victim, workers[victim])}
+    server.get("/emit/event/0/50")
+    for pid, client in found.items():
+        if pid != victim:
+            assert client.wait_for("event", count=50) == [(number,) for number in range(50)]
+    assert ends(server, GRACEFUL_SECONDS + 5) < GRACEFUL_SECONDS + 4
+
+
+def listens_on(port: int, pids: Iterable[int]) -> int | None:
+    """Which of these processes listens there."""
+    for pid in pids:
+        for connection in psutil.Process(pid).net_connections("tcp"):
+            if connection.status == psutil.CONN_LISTEN and connection.laddr.port == port:
+                return pid
+    return None
 
 
 def test_socketio_run_and_an_http_route_that_emits_at_once(ships: Fleet, clients: list[Client]) -> None:

@@ -1,4 +1,4 @@
-"""A port for embedded discovery in tests: nobody else gets it while a test uses it."""
+"""Ports that tests name: nobody else is given one while a test uses it."""
 
 from __future__ import annotations
 
