@@ -40,8 +40,10 @@ _log = logging.getLogger(__name__)
 
 #: From the connection to the roster, in seconds.
 _REGISTER_SECONDS = 10.0
-#: Where this process may serve itself, the longest pause between two tries, in seconds.
-_TAKEOVER_SECONDS = 2.0
+#: The first pause between two tries at most, and the longest, in seconds.
+_PAUSES = {"base_seconds": 0.5, "cap_seconds": 15.0}
+#: The same where this process may serve itself: nobody is asked who could be asked too often.
+_PAUSES_TO_SERVE = {"base_seconds": 0.1, "cap_seconds": 2.0}
 #: How long `stop` waits for the goodbye to leave.
 _GOODBYE_SECONDS = 1.0
 #: The same trouble is told again after this time, in seconds.
@@ -115,8 +117,8 @@ class DiscoveryClient:
         self._on_roster = on_roster
         self._serve = serve
         self._why_not_we = ""
-        cap_seconds = 15.0 if serve is None else _TAKEOVER_SECONDS
-        self._backoff = Backoff(rng or random.Random(secrets.randbits(64)), base_seconds=0.5, cap_seconds=cap_seconds)
+        pauses = _PAUSES if serve is None else _PAUSES_TO_SERVE
+        self._backoff = Backoff(rng or random.Random(secrets.randbits(64)), **pauses)
         self._told: dict[str, float] = {}
         self._stopping = False
         self._connection: _Connection | None = None

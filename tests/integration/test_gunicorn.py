@@ -10,13 +10,15 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 
 from tests.integration.clients import Client
-from tests.integration.processes import Discovery, Fleet, Process
+from tests.integration.page import python_of
+from tests.integration.processes import ROOT, Discovery, Fleet, Process
 from tests.integration.programs import gone
 from tests.support import eventually
 
@@ -55,10 +57,12 @@ class Server:
         return ready
 
 
-def gunicorn(ships: Fleet, discovery: Discovery | None, *options: str, name: str = "gunicorn") -> Server:
+def gunicorn(
+    ships: Fleet, discovery: Discovery | None, *options: str, name: str = "gunicorn", app: str = f"{APP}:app"
+) -> Server:
     command = [
         sys.executable, "-m", "gunicorn", "-k", WORKER, "-b", "127.0.0.1:0", "--no-control-socket",
-        "--graceful-timeout", str(GRACEFUL_SECONDS), *options, f"{APP}:app",
+        "--graceful-timeout", str(GRACEFUL_SECONDS), *options, app,
     ]  # fmt: skip
     if not _knows_control_socket():
         command.remove("--no-control-socket")
@@ -145,11 +149,21 @@ def test_workers_of_one_instance_form_a_mesh(ships: Fleet, clients: list[Client]
     eventually(lambda: gone(processes))
 
 
-@pytest.mark.parametrize("options", [[], ["--preload"]], ids=["", "preload"])
-def test_workers_of_one_instance_find_each_other_with_nothing_else_running(
-    ships: Fleet, clients: list[Client], options: list[str]
-) -> None:
-    server = gunicorn(ships, None, "-w", "4", *options)
+def test_the_readme(ships: Fleet, clients: list[Client], tmp_path: Path) -> None:
+    """Its application under its command: four workers, and nothing else."""
+    readme = ROOT / "README.md"
+    assert f"gunicorn -k {WORKER} -w 4 -b 127.0.0.1:5000 app:app" in readme.read_text("utf-8")
+    (tmp_path / "app.py").write_text(python_of(readme), "utf-8")
+    server = gunicorn(ships, None, "-w", "4", "--chdir", str(tmp_path), app="app:app")
+    eventually(lambda: server.process.output.count("link up") == 4 * 3, 20)
+    clients += [Client(server.url) for _ in range(8)]
+    clients[0].io.emit("message", "hello")
+    for client in clients:
+        assert client.wait_for("message") == [("hello",)]
+
+
+def test_workers_find_each_other_with_nothing_else_running(ships: Fleet, clients: list[Client]) -> None:
+    server = gunicorn(ships, None, "-w", "4", "--preload")
     workers = server.workers(4, peers=3)
     found = on_every_worker(server, set(workers), clients)
 
@@ -157,7 +171,7 @@ def test_workers_of_one_instance_find_each_other_with_nothing_else_running(
     assert victim is not None
     os.kill(victim, signal.SIGKILL)
     killed = time.monotonic()
-    eventually(lambda: listens_on(ships.embedded_port, workers.keys() - {victim}), 3)
+    eventually(lambda: listens_on(ships.embedded_port, children(server) - {victim}), 3)
     print(f"\n    another worker serves discovery {time.monotonic() - killed:.2f} s after the first one was killed")
     # gunicorn has started another one in its place, and that has found them.
     after = server.workers(4, peers=3)
@@ -167,6 +181,10 @@ def test_workers_of_one_instance_find_each_other_with_nothing_else_running(
         if pid != victim:
             assert client.wait_for("event", count=50) == [(number,) for number in range(50)]
     assert ends(server, GRACEFUL_SECONDS + 5) < GRACEFUL_SECONDS + 4
+
+
+def children(server: Server) -> set[int]:
+    return {child.pid for child in psutil.Process(server.process.pid).children()}
 
 
 def listens_on(port: int, pids: Iterable[int]) -> int | None:

@@ -73,8 +73,9 @@ def test_embedded_discovery_is_taken_over_when_its_node_is_killed(
     figures["links_down_among_survivors"] = figures["lost"] = 0
 
 
+@pytest.mark.skipif(not FULL, reason="waits for what takes five seconds to time out")
 @pytest.mark.row(
-    "SIGSTOP the node that serves embedded discovery", "0 other links down; newcomers get in when it is killed"
+    "SIGSTOP the node that serves embedded discovery", "no other link down; newcomers are in 3 s after it is killed"
 )
 def test_embedded_discovery_that_stands_still_ends_no_link(ships: Fleet, figures: Figures) -> None:
     """Its port is not free while it does."""
@@ -91,4 +92,5 @@ def test_embedded_discovery_that_stands_still_ends_no_link(ships: Fleet, figures
     killed = time.monotonic()
     linked([*others, newcomer])
     figures["newcomer_linked_after_kill_seconds"] = time.monotonic() - killed
+    assert figures["newcomer_linked_after_kill_seconds"] < 3.0
     assert [counters(node)["links_down"] for node in others] == [1, 1, 1]
