@@ -234,8 +234,12 @@ class GeventMeshManager(ClusterApi, PubSubManager):  # type: ignore[misc]  # pyt
         self._node.start(self._packets.codec)
         if self._emitter is not None:
             return
-        how = "" if self.config.discovery else " and works alone: its discovery_service_address is empty"
-        self._mesh_logger.info("node %s has started%s", self.uid, how)
+        self._mesh_logger.info("node %s has started%s", self.uid, self._circle())
+
+    def _circle(self) -> str:
+        if self.config.embedded_port:
+            return " and looks for others on this host: no discovery service is named"
+        return "" if self.config.discovery else " and works alone: its discovery_service_address is empty"
 
     def stop(self, timeout: float = 2.0) -> None:
         """Leave the mesh, until `start` is called. What was emitted still goes out, for at most `timeout` seconds."""

@@ -109,10 +109,13 @@ def test_channels_share_discovery_and_do_not_link(join: Join) -> None:
     assert [is_serving(node) for node in nodes].count(True) == 1
 
 
-def test_an_emitter_without_an_address_finds_the_nodes_and_serves_nothing(join: Join, port: int) -> None:
+def test_an_emitter_without_an_address_finds_the_nodes_and_serves_nothing(
+    join: Join, port: int, caplog: pytest.LogCaptureFixture
+) -> None:
     emitter = GeventMeshManager(embedded_port=port, write_only=True)
     try:
         emitter.emit("news", 1)
+        eventually(lambda: "MESH_DISCOVERY names a discovery service elsewhere" in caplog.text)
         with socket.socket() as other:
             assert other.connect_ex(("127.0.0.1", port)) != 0
         node = join()

@@ -79,7 +79,7 @@ class DiscoveryClient:
             complete, and the uids that the server has just seen go, after every change. Runs in this client's greenlet
             and must not block.
         accept_nodejs: register with the Node package's server as well; it gets our newest token in clear.
-        serve: has this process serve at `url`, if nobody does, and returns why it cannot, or "". Called in this
+        serve: has this process serve at `url`, if nobody does, and returns why it does not, or "". Called in this
             client's greenlet before each try to connect.
         rng: for the backoff.
 
@@ -255,11 +255,12 @@ class DiscoveryClient:
 
     def _fail(self, trouble: str) -> None:
         """A connection has ended, or could not be had."""
+        trouble = f"{trouble}; {self._why_not_we}" if self._why_not_we else trouble
         if self._serve is not None and self.last_error is None:
             self.last_error = trouble
             _log.info("discovery %s: %s", self.url, trouble)
         else:
-            self._tell(f"{trouble}; {self._why_not_we}" if self._why_not_we else trouble)
+            self._tell(trouble)
 
     def _tell(self, trouble: str) -> None:
         """Log a trouble, unless it was told a short time ago."""
