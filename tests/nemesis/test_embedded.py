@@ -67,10 +67,11 @@ def test_embedded_discovery_is_taken_over_when_its_node_is_killed(
     heard = [clients_of[node.uid] for node in survivors]
     wait_for_numbers(heard, sent)
     reports = [client.checker.report(sent) for client in heard]
-    assert all(report.is_perfect for report in reports), reports
+    figures["lost"] = sum(report.missing for report in reports)
     # One for each that was killed.
-    assert [counters(node)["links_down"] for node in survivors] == [DEATHS] * len(survivors)
-    figures["links_down_among_survivors"] = figures["lost"] = 0
+    figures["other_links_down"] = sum(counters(node)["links_down"] - DEATHS for node in survivors)
+    assert all(report.is_perfect for report in reports), reports
+    assert figures["other_links_down"] == 0
 
 
 @pytest.mark.skipif(not FULL, reason="waits for what takes five seconds to time out")
