@@ -6,7 +6,7 @@ one is gone, the first who comes back is the next.
 
 Rules:
 
-- One node serves at a time, for all channels and for all nodes of its own process too, which connect like any other.
+- One node serves at a time, also for itself and for others of its own process: they connect like any other.
 - Only loopback. Who may register is decided as at any discovery server: with a token, who knows it.
 - It is served for as long as its node is in the mesh. Discovery that goes ends no link.
 - This is the one place of the library that uses the discovery service, and loads it when it is needed.

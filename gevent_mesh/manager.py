@@ -88,7 +88,7 @@ class GeventMeshManager(ClusterApi, PubSubManager):  # type: ignore[misc]  # pyt
         node_interop: form one mesh with Node.js servers that use ``socket.io-mesh-adapter`` 2.x. Their protocol sends
             the token in clear: only for a private network. See docs/nodejs.md.
         embedded_port: the port on 127.0.0.1 where the nodes of this host find each other when no discovery service is
-            named. Default: ``MESH_EMBEDDED_PORT``, else one that depends on the system's user.
+            named. Default: ``MESH_EMBEDDED_PORT``, else one made of the user's id and the channel.
 
     Raises:
         ConfigError: an option cannot work; the text says what to change.
