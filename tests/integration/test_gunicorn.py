@@ -152,9 +152,9 @@ def test_workers_of_one_instance_form_a_mesh(ships: Fleet, clients: list[Client]
 def test_the_readme(ships: Fleet, clients: list[Client], tmp_path: Path) -> None:
     """Its application under its command: four workers, and nothing else."""
     readme = ROOT / "README.md"
-    assert f"gunicorn -k {WORKER} -w 4 -b 127.0.0.1:5000 app:app" in readme.read_text("utf-8")
+    (worker,) = re.findall(r"^gunicorn -k (\S+) -w 4 -b [\d.:]+ app:app$", readme.read_text("utf-8"), re.MULTILINE)
     (tmp_path / "app.py").write_text(python_of(readme), "utf-8")
-    server = gunicorn(ships, None, "-w", "4", "--chdir", str(tmp_path), app="app:app")
+    server = gunicorn(ships, None, "-k", worker, "-w", "4", "--chdir", str(tmp_path), app="app:app")
     eventually(lambda: server.process.output.count("link up") == 4 * 3, 20)
     clients += [Client(server.url) for _ in range(8)]
     clients[0].io.emit("message", "hello")
