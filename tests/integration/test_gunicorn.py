@@ -10,6 +10,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -79,12 +80,18 @@ def _knows_control_socket() -> bool:
 def on_every_worker(server: Server, pids: set[int], clients: list[Client]) -> dict[int, Client]:
     """Connect until each of these processes has a client: whoever accepts first gets it."""
     found: dict[int, Client] = {}
-    for _ in range(60):
+
+    def connect(_number: int) -> None:
         client = Client(server.url)
         clients.append(client)
         found.setdefault(client.call("where"), client)
-        if found.keys() >= pids:
-            return found
+
+    with ThreadPoolExecutor(8) as at_once:
+        # Several at a time: one after the other, the same process could be the first each time.
+        for _ in range(8):
+            list(at_once.map(connect, range(8)))
+            if found.keys() >= pids:
+                return found
     raise AssertionError(f"clients reached {found.keys()} of {pids}")
 
 
