@@ -237,7 +237,7 @@ def test_the_cap_costs_little_of_a_delivery(figures: Figures) -> None:
 
 def seconds_to_deliver(queue: type | None, clients: int = 50, events: int = 100) -> float:
     """Put events into the queues of clients and take them out again, as Engine.IO does. None is our own queue."""
-    manager = GeventMeshManager(None, ws_port=0)
+    manager = GeventMeshManager([], ws_port=0)
     server = socketio.Server(async_mode="gevent", client_manager=manager)
     # It is not to join when some other test begins to serve.
     manager.stop()
