@@ -330,8 +330,8 @@ def test_a_server_that_goes_silent_later_is_left_after_two_pings(
 
 
 def test_who_has_a_silent_connection_is_registered_again_within_a_lease() -> None:
-    registering = module._BACKOFF_CAP_SECONDS
-    assert module._SILENT_PINGS * wire.PING_SECONDS + registering < wire.LEASE_SECONDS
+    noticing = module._SILENT_PINGS * wire.PING_SECONDS
+    assert noticing + module._PAUSES["cap_seconds"] < wire.LEASE_SECONDS
 
 
 def test_it_is_told_when_a_server_is_lost_that_was_there(fake: Fake, join: Join) -> None:
