@@ -68,12 +68,15 @@ def test_discovery_may_go_and_come_back(ships: Fleet, clients: list[Client], fig
     pass_time(AWAY_SECONDS)
     again = ships.discovery(port=discovery.port)
     restarted = time.monotonic()
-    # It knows nobody yet: this one hears of the others from whoever is back first.
+    # It knows nobody yet: this one hears of the others from whoever is back first, and speaks before that.
     newcomer = ships.node(again, **HEARTBEATS)
+    newcomer.do("emit", "first words", 1)
     linked([*nodes, newcomer], 40)
     figures["newcomer_linked_seconds"] = time.monotonic() - newcomer.ready_at
     eventually(lambda: are_registered(nodes), 30)
     figures["registered_again_seconds"] = time.monotonic() - restarted
+    for client in clients:
+        assert client.wait_for("first words") == [(1,)]
     traffic.assert_nothing_was_lost(figures)
     assert figures["registered_again_seconds"] < 30
     for node in nodes:
