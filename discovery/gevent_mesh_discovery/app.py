@@ -58,6 +58,7 @@ class Counters:
     disconnects: int = 0
     roster_broadcasts: int = 0
     unauthorized: int = 0
+    taken: int = 0
     malformed: int = 0
     slow: int = 0
 
@@ -143,6 +144,13 @@ class DiscoveryServer:
         for member in members:
             member.transport.abort()
 
+    def forget(self) -> None:
+        """In a forked child: give up our copies of all descriptors, without a word. The parent goes on serving."""
+        self._listener.forget()
+        gevent.killall(self._greenlets, block=False)
+        for member in list(self._members):
+            member.forget()
+
     # ------------------------------------------------------------------ one member
 
     def _serve(self, transport: Transport, ticket: StrangerTicket) -> None:
@@ -187,6 +195,7 @@ class DiscoveryServer:
             return
         answer = self._registry.register(member, register, monotonic())
         if isinstance(answer, Rejected):
+            self.counters.taken += answer.code == wire.CLOSE_TAKEN
             _log.info("%s may not register as %s: %s", member.transport.peer_address, register.server_id, answer.reason)
             member.close(answer.code, answer.reason)
             return
@@ -314,7 +323,7 @@ class DiscoveryServer:
 
 
 class _Member:
-    """One connection, registered or about to be, and its writer.
+    """One connection, registered or about to be, and its writer. Made in the greenlet that reads it.
 
     Attributes:
         challenge: what we asked one of our own clients; None for a Node client.
@@ -334,6 +343,7 @@ class _Member:
         self._queued_bytes = 0
         self._wake = Event()
         self._end: gevent.Greenlet | None = None
+        self._reader = gevent.getcurrent()
         self.writer = gevent.spawn(self._write)
 
     def __repr__(self) -> str:
@@ -370,6 +380,13 @@ class _Member:
         self._wake.set()
         # Whoever does not read must not keep the writer, and through it this connection, for ever.
         self._end = gevent.spawn_later(_GOODBYE_SECONDS, self.transport.abort)
+
+    def forget(self) -> None:
+        """In a forked child: give up our copy of the connection, and its greenlets, without a word."""
+        self.closing = True
+        self.transport.forget()
+        for greenlet in (self._reader, self.writer):
+            greenlet.kill(block=False)
 
     def finish(self) -> None:
         """The reader is done. Gives the writer a moment for the CLOSE frame, if there is one."""

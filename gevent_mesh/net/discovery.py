@@ -3,6 +3,8 @@
 Rules:
 
 - Losing discovery says nothing about peers: while the server is away, whoever listens keeps the last roster.
+- Where the nodes of a host serve discovery in turn, whoever is not connected tries that first (`serve`). There the loss
+  of a connection is no trouble yet, and is not told as one: somebody takes over.
 - Full-jitter backoff between tries, reset only by a roster: a server that lets us connect and then refuses us must not
   be tried without end at the fastest pace.
 - The server proves that it knows a token before its roster is believed. Our token is never sent, except to the Node
@@ -38,6 +40,14 @@ _log = logging.getLogger(__name__)
 
 #: From the connection to the roster, in seconds.
 _REGISTER_SECONDS = 10.0
+#: Silence after which the server is gone, in pings: it answers ours, and sends its own. Less than a lease, so that who
+#: has a dead connection is registered again before the server takes it off the roster.
+_SILENT_PINGS = 2
+#: The first pause between two tries at most, and the longest, in seconds: the latter is how long it may take until
+#: everybody is back after the server is.
+_PAUSES = {"base_seconds": 0.5, "cap_seconds": 5.0}
+#: The same where this process may serve itself: nobody is asked who could be asked too often.
+_PAUSES_TO_SERVE = {"base_seconds": 0.1, "cap_seconds": 2.0}
 #: How long `stop` waits for the goodbye to leave.
 _GOODBYE_SECONDS = 1.0
 #: The same trouble is told again after this time, in seconds.
@@ -65,14 +75,18 @@ class DiscoveryClient:
     Args:
         url: of the server, ``ws://host:port``.
         uid: of this node.
-        secret: 16 bytes, new at every start; lets this node take its own registration back.
+        secret: 16 bytes, new at every start; lets this node take its own registration back. No server sees it: each
+            gets another one, made of it, so that none can take this node's place at the others.
         role: ``"node"``, or ``"emitter"`` for one that only watches the roster.
         tokens: shared secrets, newest first; the server has to know one of them.
         address_for: gives the address to register, when told our own IP address on the connection to the server.
         on_roster: called with the url, the whole roster (address by uid, ourselves included), whether it is
             complete, and the uids that the server has just seen go, after every change. Runs in this client's greenlet
             and must not block.
+        on_away: called with the url when the server cannot be reached any more. The same holds.
         accept_nodejs: register with the Node package's server as well; it gets our newest token in clear.
+        serve: has this process serve at `url`, if nobody does, and returns why it does not, or "". Called in this
+            client's greenlet before each try to connect.
         rng: for the backoff.
 
     Attributes:
@@ -91,7 +105,9 @@ class DiscoveryClient:
         tokens: Sequence[str],
         address_for: Callable[[str], str],
         on_roster: Callable[[str, dict[str, str], bool, tuple[str, ...]], None],
+        on_away: Callable[[str], None] = lambda _url: None,
         accept_nodejs: bool = False,
+        serve: Callable[[], str] | None = None,
         rng: random.Random | None = None,
     ) -> None:
         self.url = url
@@ -99,14 +115,18 @@ class DiscoveryClient:
         self.last_error: str | None = None
         self.roster_seen = Event()
         self._uid = uid
-        self._secret = secret
+        self._secret = wire.secret_for(url, secret)
         self._role: wire.Role = "emitter" if role == "emitter" else "node"
         self._keys = wire.DiscoveryKeys(tokens)
         self._tokens = tokens
         self._accept_nodejs = accept_nodejs
         self._address_for = address_for
         self._on_roster = on_roster
-        self._backoff = Backoff(rng or random.Random(secrets.randbits(64)), base_seconds=0.5, cap_seconds=15.0)
+        self._on_away = on_away
+        self._serve = serve
+        self._why_not_we = ""
+        pauses = _PAUSES if serve is None else _PAUSES_TO_SERVE
+        self._backoff = Backoff(rng or random.Random(secrets.randbits(64)), **pauses)
         self._told: dict[str, float] = {}
         self._stopping = False
         self._connection: _Connection | None = None
@@ -154,7 +174,7 @@ class DiscoveryClient:
                 self._session()
             except MeshError as error:
                 if not self._stopping:
-                    self._tell(str(error).removeprefix(f"{self.url}: "))
+                    self._fail(str(error).removeprefix(f"{self.url}: "))
             except Exception as error:  # noqa: BLE001  # the top of a greenlet: a bug here must not end discovery
                 self.last_error = repr(error)
                 _log.exception("the client of discovery %s crashed; it goes on", self.url)
@@ -162,6 +182,8 @@ class DiscoveryClient:
 
     def _session(self) -> None:
         """One connection, from dialling to its end, which is always an exception."""
+        if self._serve is not None:
+            self._why_not_we = self._serve()
         transport = dial(self.url, require_mesh=not self._accept_nodejs)
         connection = self._connection = _Connection(transport)
         try:
@@ -170,9 +192,11 @@ class DiscoveryClient:
             for message in connection.messages(wire.MAX_MESSAGE_ENTRIES):
                 self._take_message(roster.servers, message)
         finally:
-            self.connected = False
+            was_connected, self.connected = self.connected, False
             self._connection = None
             connection.end()
+            if was_connected:
+                self._on_away(self.url)
 
     def _register(self, connection: _Connection) -> wire.Roster:
         messages = connection.messages()
@@ -229,14 +253,24 @@ class DiscoveryClient:
                 del servers[uid]
         if not self.connected:
             # After a trouble that was told, its end is told at the same level.
-            level = logging.WARNING if self.last_error else logging.INFO
+            level = logging.WARNING if self.last_error in self._told else logging.INFO
             self.connected = True
             self.last_error = None
+            self._why_not_we = ""
             self._backoff.reset()
             _log.log(level, "registered with discovery %s; it knows %d nodes", self.url, len(servers))
         removed = news.removed if isinstance(news, wire.Delta) else ()
         self._on_roster(self.url, dict(servers), news.complete, removed)
         self.roster_seen.set()
+
+    def _fail(self, trouble: str) -> None:
+        """A connection has ended, or could not be had."""
+        trouble = f"{trouble}; {self._why_not_we}" if self._why_not_we else trouble
+        if self._serve is not None and self.last_error is None:
+            self.last_error = trouble
+            _log.info("discovery %s: %s", self.url, trouble)
+        else:
+            self._tell(trouble)
 
     def _tell(self, trouble: str) -> None:
         """Log a trouble, unless it was told a short time ago."""
@@ -274,7 +308,7 @@ class _Connection:
         self._wake.set()
 
     def trust(self) -> None:
-        """The server is who it should be: it may send a whole roster, and is given a lease."""
+        """The server is who it should be: it may send a whole roster, and may be silent for longer."""
         self._frames.max_payload_bytes = wire.MAX_ROSTER_BYTES
         self._trusted = True
         self._heard_at = monotonic()
@@ -328,7 +362,7 @@ class _Connection:
                 self._wake.wait(timeout=wire.PING_SECONDS / 10)
                 self._wake.clear()
                 now = monotonic()
-                if now - self._heard_at > (wire.LEASE_SECONDS if self._trusted else _REGISTER_SECONDS):
+                if now - self._heard_at > (_SILENT_PINGS * wire.PING_SECONDS if self._trusted else _REGISTER_SECONDS):
                     self._silent = True
                     break
                 if now >= ping_at:
