@@ -12,6 +12,7 @@ from time import monotonic
 from typing import Any
 
 from gevent_mesh import GeventMeshManager
+from gevent_mesh.net.mesh import Mesh
 from gevent_mesh.protocol.link import Phase
 from tests.integration.checker import Account, SessionAccount, Stream
 
@@ -38,7 +39,7 @@ class Ear:
         self._handed_on: dict[str, int] = {}
         self._owed: dict[str, int] = {}
         self._listen(sio)
-        self._count(manager._node)
+        self._count()
 
     def _listen(self, sio: Any) -> None:
         send = sio._send_eio_packet
@@ -53,14 +54,15 @@ class Ear:
         sio.environ[_EIO_SID] = {}
         self._manager.basic_enter_room("ear", "/", None, eio_sid=_EIO_SID)
 
-    def _count(self, node: Any) -> None:
-        on_message = node.on_message
+    def _count(self) -> None:
+        """Count what links hand on: events, and what nodes say to each other. The mesh is made when the node starts."""
+        link_message = Mesh.link_message
 
-        def counted(peer: Any, message: Any) -> None:
+        def counted(mesh: Mesh, peer: Any, message: Any) -> None:
             self._handed_on[peer.uid] = self._handed_on.get(peer.uid, 0) + 1
-            on_message(peer, message)
+            link_message(mesh, peer, message)
 
-        node.on_message = counted
+        Mesh.link_message = counted  # type: ignore[assignment, method-assign]  # one mesh in this process
 
     def _take(self, encoded: Any) -> None:
         if not isinstance(encoded, str) or not encoded.startswith('2["tick",'):
