@@ -12,6 +12,7 @@ Rules:
 from __future__ import annotations
 
 import logging
+import ssl
 from collections.abc import Callable, Hashable, Sequence
 from functools import partial
 from typing import Any
@@ -85,6 +86,11 @@ class GeventMeshManager(ClusterApi, PubSubManager):  # type: ignore[misc]  # pyt
         callback_timeout: seconds after which callbacks of clients on other nodes are freed.
         node_interop: form one mesh with Node.js servers that use ``socket.io-mesh-adapter`` 2.x. Their protocol sends
             the token in clear: only for a private network. See docs/nodejs.md.
+        ssl_context: listen with TLS. Default: made from the files that ``MESH_TLS_CERT``, ``MESH_TLS_KEY`` and
+            ``MESH_TLS_CA`` name, if they do. See docs/tls.md.
+        client_ssl_context: dial ``wss://`` with this. Default: made from the same files, else what the system trusts.
+        tls_name: the name that every node's certificate is for, instead of the host of its address. Default:
+            ``MESH_TLS_NAME``.
 
     Raises:
         ConfigError: an option cannot work; the text says what to change.
@@ -111,6 +117,9 @@ class GeventMeshManager(ClusterApi, PubSubManager):  # type: ignore[misc]  # pyt
         json: Any = None,
         callback_timeout: float = 60.0,
         node_interop: bool = False,
+        ssl_context: ssl.SSLContext | None = None,
+        client_ssl_context: ssl.SSLContext | None = None,
+        tls_name: str | None = None,
     ) -> None:
         self.config = MeshConfig.from_options(
             discovery_service_address=discovery_service_address,
@@ -127,6 +136,9 @@ class GeventMeshManager(ClusterApi, PubSubManager):  # type: ignore[misc]  # pyt
             write_only=write_only,
             callback_timeout=callback_timeout,
             node_interop=node_interop,
+            ssl_context=ssl_context,
+            client_ssl_context=client_ssl_context,
+            tls_name=tls_name,
         )
         super().__init__(channel=channel, write_only=write_only, logger=logger)
         if json is not None:

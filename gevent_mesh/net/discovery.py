@@ -29,6 +29,7 @@ from ..protocol import discovery as wire
 from ..protocol import nodejs
 from ..protocol.membership import Backoff
 from ..protocol.websocket import FrameDecoder, Opcode, close_payload, frame, parse_close
+from ..tls import NO_TLS, Tls
 from .dialer import dial
 from .transport import Transport
 
@@ -63,7 +64,7 @@ class DiscoveryClient:
     """Registers one node with one discovery server.
 
     Args:
-        url: of the server, ``ws://host:port``.
+        url: of the server, ``ws://host:port`` or ``wss://host:port``.
         uid: of this node.
         secret: 16 bytes, new at every start; lets this node take its own registration back.
         role: ``"node"``, or ``"emitter"`` for one that only watches the roster.
@@ -73,6 +74,7 @@ class DiscoveryClient:
             complete, and the uids that the server has just seen go, after every change. Runs in this client's greenlet
             and must not block.
         accept_nodejs: register with the Node package's server as well; it gets our newest token in clear.
+        tls: what ``wss://`` is dialled with.
         rng: for the backoff.
 
     Attributes:
@@ -92,6 +94,7 @@ class DiscoveryClient:
         address_for: Callable[[str], str],
         on_roster: Callable[[str, dict[str, str], bool, tuple[str, ...]], None],
         accept_nodejs: bool = False,
+        tls: Tls = NO_TLS,
         rng: random.Random | None = None,
     ) -> None:
         self.url = url
@@ -104,6 +107,7 @@ class DiscoveryClient:
         self._keys = wire.DiscoveryKeys(tokens)
         self._tokens = tokens
         self._accept_nodejs = accept_nodejs
+        self._tls = tls
         self._address_for = address_for
         self._on_roster = on_roster
         self._backoff = Backoff(rng or random.Random(secrets.randbits(64)), base_seconds=0.5, cap_seconds=15.0)
@@ -162,7 +166,7 @@ class DiscoveryClient:
 
     def _session(self) -> None:
         """One connection, from dialling to its end, which is always an exception."""
-        transport = dial(self.url, require_mesh=not self._accept_nodejs)
+        transport = dial(self.url, require_mesh=not self._accept_nodejs, tls=self._tls)
         connection = self._connection = _Connection(transport)
         try:
             roster = self._register(connection) if transport.speaks_mesh else self._register_nodejs(connection)

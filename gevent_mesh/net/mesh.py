@@ -22,7 +22,7 @@ from gevent.pool import Group
 
 from ..config import MeshConfig
 from ..errors import DialError, HandshakeError, StartError
-from ..protocol.address import format_host_port, is_loopback
+from ..protocol.address import Address, is_loopback
 from ..protocol.frames import NONCE_BYTES, Refusal, Role, is_uid
 from ..protocol.handshake import Keys
 from ..protocol.link import AnyLinkProtocol, Identity, Left, LinkProtocol, Lost, Phase, Status
@@ -156,6 +156,7 @@ class Mesh:
                 self.config.port,
                 on_websocket=self._accept,
                 require_mesh_header=self._translator is None,
+                tls=self.config.tls,
             )
             try:
                 self._listener.start()
@@ -176,6 +177,7 @@ class Mesh:
                 address_for=self._address_for,
                 on_roster=self._take_roster,
                 accept_nodejs=self._translator is not None,
+                tls=self.config.tls,
             )
             for url in self.config.discovery
         ]
@@ -223,7 +225,7 @@ class Mesh:
             return self.config.address
         wildcard = self.config.host in ("", "0.0.0.0", "::")
         host = local_host if wildcard else self.config.host
-        address = f"ws://{format_host_port(host, self.port)}"
+        address = str(Address(self.config.tls.listens, host, self.port))
         # With several discovery servers, what other machines can use is worth more than loopback.
         if not self.address or not is_loopback(host):
             self.address = address
@@ -372,7 +374,13 @@ class Mesh:
         try:
             # A Node peer is sent the token: never whoever has come to the address of a node that needs none.
             require_mesh = self._translator is None or peer.has_proved_itself
-            transport = dial(peer.member.address, timeout_seconds=HANDSHAKE_SECONDS, require_mesh=require_mesh)
+            transport = dial(
+                peer.member.address,
+                timeout_seconds=HANDSHAKE_SECONDS,
+                require_mesh=require_mesh,
+                tls=self.config.tls,
+                is_peer=True,
+            )
         except DialError as exc:
             error = exc
         else:
@@ -458,6 +466,8 @@ class Mesh:
     def link_proven(self, link: Link, identity: Identity) -> Peer:
         if self._stopping:
             raise HandshakeError(Refusal.BUSY, "this node is about to stop")
+        if link.ticket is not None:
+            self._check_name(link.transport, identity)
         self.table.check_proven(link.protocol, identity.uid)
         while (old := self._links.get(identity.uid)) is not None:
             self._replace(old)
@@ -480,6 +490,12 @@ class Mesh:
         self._tell("that a peer is linked", self._owner.on_linked, peer)
         self._logger.info("link up: %s (%s)", peer.uid, peer.member.address or "emitter")
         return peer
+
+    def _check_name(self, transport: Transport, identity: Identity) -> None:
+        address = None if identity.role is Role.EMITTER else identity.address
+        problem = self.config.tls.name_problem(transport.certificate, address)
+        if problem:
+            raise HandshakeError(Refusal.UNAUTHORIZED, problem)
 
     def _note_lost(self, peer: Peer) -> None:
         lost = peer.session.sent_lost - peer.sent_lost_reported
