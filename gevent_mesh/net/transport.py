@@ -104,6 +104,9 @@ class Transport:
             self._socket = wrap(self._socket, context, server_hostname=server_hostname)
             self._socket.do_handshake()
             self.certificate = self._socket.getpeercert() or None
+        except OSError:
+            # Some of them are ValueErrors as well.
+            raise
         except _LET_GO as error:
             raise ConnectionAbortedError(f"the connection to {self.peer_address} is over") from error
 
