@@ -175,7 +175,7 @@ class Discovery(Process):
     port: int
 
     def read_line(self) -> None:
-        self.url = self.wait_for(r"^gevent-mesh-discovery listening on (ws://\S+)")[1]
+        self.url = self.wait_for(r"^gevent-mesh-discovery listening on (wss?://\S+)")[1]
         self.port = parse_address(self.url).port
 
 
@@ -228,9 +228,14 @@ _P = TypeVar("_P", bound=Process)
 
 
 class Fleet:
-    """Starts processes, and ends all of them."""
+    """Starts processes, and ends all of them.
+
+    Attributes:
+        variables: the environment of all that are started from now on.
+    """
 
     def __init__(self, folder: Path) -> None:
+        self.variables: dict[str, str] = {}
         self._folder = folder
         self._processes: list[Process] = []
 
@@ -330,7 +335,8 @@ class Fleet:
         ]
 
     def _add(self, kind: type[_P], name: str, command: Sequence[str], variables: dict[str, str]) -> _P:
-        process = kind(name, command, self._folder / f"{len(self._processes)}-{name}.log", variables)
+        log = self._folder / f"{len(self._processes)}-{name}.log"
+        process = kind(name, command, log, {**self.variables, **variables})
         self._processes.append(process)
         return process
 
