@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from .errors import ConfigError
@@ -59,7 +59,7 @@ class MeshConfig:
     write_only: bool = False
     callback_timeout: float = 60.0
     node_interop: bool = False
-    tls: Tls = NO_TLS
+    tls: Tls = field(default=NO_TLS, compare=False)
 
     @classmethod
     def from_options(
