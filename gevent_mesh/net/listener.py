@@ -268,7 +268,7 @@ class Listener:
         head = self._read_head(transport, ticket)
         if head is None or self._server is None:
             return False
-        handler = _Handler(transport.sock, address, self._server, io.BytesIO(head))
+        handler = _Handler(transport, address, self._server, io.BytesIO(head))
         handler.require_mesh_header = self._require_mesh_header
         handler.lacks_certificate = self._tls.asks_for_certificates and transport.certificate is None
         handler.handle()
@@ -359,9 +359,10 @@ class _Handler(WebSocketHandler):  # type: ignore[misc]  # gevent-websocket ship
     # gevent-websocket logs what strangers send, line by line and without a limit. We tell it ourselves.
     logger = logging.Logger(f"{__name__}.silent", logging.CRITICAL + 1)
 
-    def __init__(self, sock: socket.socket, address: tuple[Any, ...], server: _Server, rfile: io.BytesIO) -> None:
+    def __init__(self, transport: Transport, address: tuple[Any, ...], server: _Server, rfile: io.BytesIO) -> None:
+        # All that is asked of the socket is `sendall`.
         # A given rfile also keeps pywsgi from sock.makefile(), which would hold the socket open behind an abort().
-        super().__init__(sock, address, server, rfile)
+        super().__init__(transport, address, server, rfile)
         self.require_mesh_header = True
         self.lacks_certificate = False
         self.upgraded = False
@@ -416,6 +417,9 @@ class _Handler(WebSocketHandler):  # type: ignore[misc]  # gevent-websocket ship
         return "400", _BAD_REQUEST
 
     def handle_error(self, t: type[BaseException], v: BaseException, tb: Any) -> None:
+        if isinstance(v, OSError):
+            # The other side has gone meanwhile. pywsgi knows that by some error numbers only, none of them of TLS.
+            return
         self.refused = "crashed"
         _log.error("answering %r crashed", self.requestline, exc_info=(t, v, tb))
         self._send_error_response_if_possible(500)

@@ -85,11 +85,6 @@ class Transport:
         """True once `abort`, `close` or `forget` was called here. The other side may be gone without that."""
         return self._ended
 
-    @property
-    def sock(self) -> socket.socket:
-        """For whoever writes by itself for a moment, while nobody else does."""
-        return self._socket
-
     def start_tls(self, context: Any, server_hostname: str | None = None) -> None:
         """Do the TLS handshake, before anything else is read or sent.
 
@@ -158,6 +153,9 @@ class Transport:
             raise
         except (OSError, *_LET_GO) as error:
             raise ConnectionAbortedError(f"the connection to {self.peer_address} is over: {error}") from error
+
+    #: By that name libraries look for it.
+    sendall = send
 
     @property
     def delivered_bytes(self) -> int:

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import logging
 import os
+import select
 import ssl
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import gevent
 import gevent.ssl
 import pytest
 from gevent import socket
+from gevent.event import Event
 
 from gevent_mesh.errors import ConfigError, DialError
 from gevent_mesh.net.dialer import dial
@@ -144,8 +147,7 @@ class TestConnection:
 
         transport = dial(wss(serve(tls, read_nothing)), tls=tls)
         reader, writer = gevent.spawn(transport.recv), gevent.spawn(transport.send, bytes(32 << 20))
-        eventually(lambda: stuck)
-        gevent.sleep(0.05)
+        eventually(lambda: stuck and not select.select([], [transport._socket.fileno()], [], 0)[1])
         getattr(transport, end)()
         assert reader.get(timeout=2) == b""
         writer.join(2)
@@ -158,7 +160,7 @@ class TestConnection:
 
         transport = dial(wss(serve(tls, say)), tls=tls)
         # A missing close_notify would be an error.
-        transport.sock.suppress_ragged_eofs = False
+        transport._socket.suppress_ragged_eofs = False
         received = b""
         while data := transport.recv():
             received += data
@@ -274,6 +276,31 @@ class TestStrangers:
         dial(wss(listener), tls=tls).abort()
         eventually(lambda: not len(listener._strangers))
         assert not caplog.records
+
+    def test_who_leaves_before_it_is_answered_is_no_news(self, tls: Tls, caplog: pytest.LogCaptureFixture) -> None:
+        asked, is_gone, answered = Event(), Event(), Event()
+
+        def app(_environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterator[bytes]:
+            asked.set()
+            is_gone.wait(5)
+            start_response("200 OK", [("Content-Length", "200000")])
+            yield bytes(100_000)
+            answered.set()
+            yield bytes(100_000)
+
+        listener = Listener("127.0.0.1", 0, on_websocket=echo, http_app=app, require_mesh_header=True, tls=tls)
+        listener.start()
+        transport = Transport(socket.create_connection(("127.0.0.1", listener.port)), is_client=True)
+        transport.start_tls(tls.client(), "127.0.0.1")
+        transport.send(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert asked.wait(5)
+        transport.abort()
+        is_gone.set()
+        eventually(lambda: not len(listener._strangers))
+        assert not answered.is_set()
+        assert not caplog.records
+        assert not listener.strangers_cut
+        listener.stop()
 
     def test_garbage_ends_its_own_connection_in_one_line_a_second(
         self, serve: Serve, tls: Tls, caplog: pytest.LogCaptureFixture
