@@ -221,6 +221,8 @@ def _load(certificate: str, key: str, ca: str) -> Contexts:
         # A password would be asked for at the terminal.
         _named(certificate, lambda: context.load_cert_chain(certificate, key, password=""))  # noqa: B023  # called here
         _named(ca, lambda: context.load_verify_locations(ca))  # noqa: B023  # called here
+    # They would be made at each handshake, and nobody comes back with one.
+    server.num_tickets = 0
     # Probes and scrapers may come without; the listener wants one from everybody else.
     server.verify_mode = gevent.ssl.CERT_OPTIONAL
     return server, client
@@ -276,6 +278,8 @@ def _ip(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
 
 # ---------------------------------------------------------------------- errors in words
 
+#: Said by gevent, of a connection that was over before the handshake has begun.
+_GONE = "Closed before TLS handshake with data in recv buffer."
 _NO_TLS_THERE = "it does not speak TLS; is its address ws:// then?"
 _REFUSED = "it does not take our certificate"
 
@@ -309,7 +313,7 @@ _FAILED = {
 
 def explain(error: OSError | None) -> str:
     """What went wrong with TLS, and what may help; empty when it has not: somebody has just hung up, or not."""
-    if not isinstance(error, SSLError) or isinstance(error, gevent.ssl.SSLEOFError):
+    if not isinstance(error, SSLError) or isinstance(error, gevent.ssl.SSLEOFError) or error.reason == _GONE:
         return ""
     if isinstance(error, gevent.ssl.SSLCertVerificationError):
         advice = _UNVERIFIED.get(error.verify_code)

@@ -10,6 +10,7 @@ Rules:
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from types import MappingProxyType
 
 import gevent
@@ -31,6 +32,7 @@ _MESH_HEADER = b"mesh-protocol"
 _MESH_VERSION = b"1"
 
 _NO_HEADERS: Mapping[str, str] = MappingProxyType({})
+_NO_TURNS = nullcontext()
 
 
 def dial(
@@ -41,6 +43,7 @@ def dial(
     require_mesh: bool = True,
     tls: Tls = NO_TLS,
     is_peer: bool = False,
+    turns: AbstractContextManager[object] = _NO_TURNS,
 ) -> Transport:
     """Open a WebSocket connection.
 
@@ -52,6 +55,7 @@ def dial(
             transport tells (`Transport.speaks_mesh`).
         tls: what ``wss://`` is dialled with.
         is_peer: another node lives there, not discovery: what `tls` says of nodes holds.
+        turns: held during a TLS handshake.
 
     Raises:
         DialError: it did not work.
@@ -67,7 +71,8 @@ def dial(
         transport = Transport(_connect(target), is_client=True)
         try:
             if target.secure:
-                _start_tls(transport, target, tls, name)
+                with turns:
+                    _start_tls(transport, target, tls, name)
             _upgrade(transport, target, headers, require_mesh)
         except BaseException:
             # Also when a timeout or a kill comes from outside: nobody else knows this socket.

@@ -18,6 +18,7 @@ from typing import Any, Protocol
 
 import gevent
 from gevent.event import Event
+from gevent.lock import BoundedSemaphore
 from gevent.pool import Group
 
 from ..config import MeshConfig
@@ -42,6 +43,8 @@ __all__ = ["Mesh", "MeshOwner", "PeerInfo"]
 HANDSHAKE_SECONDS = 5.0
 SWEEP_SECONDS = 1.0
 FLUSH_SECONDS = 2.0
+TLS_AT_ONCE = 8
+"""TLS handshakes of dials. They cost milliseconds of CPU: were a hundred begun at once, none might be done in time."""
 STUCK_READER_SECONDS = STUCK_SECONDS
 """How long a former link's reader is waited for."""
 WHY_LOST = "the link was down for longer than the resume window, or more was sent meanwhile than the outbox holds"
@@ -137,6 +140,7 @@ class Mesh:
         self._kick = Event()
         self._changed = Event()
         self._dials = Group()
+        self._tls_turns = BoundedSemaphore(TLS_AT_ONCE)
         self._scheduler: gevent.Greenlet | None = None
         self._listener: Listener | None = None
         self._discovery: list[DiscoveryClient] = []
@@ -380,6 +384,7 @@ class Mesh:
                 require_mesh=require_mesh,
                 tls=self.config.tls,
                 is_peer=True,
+                turns=self._tls_turns,
             )
         except DialError as exc:
             error = exc
