@@ -44,6 +44,8 @@ class MeshConfig:
         callback_timeout: seconds after which a callback that some clients never answered is freed.
         node_interop: link to Node.js servers as well. They are sent the token in clear, and promise less.
         tls: with what it listens and dials where that is encrypted.
+        client_queue_bytes: how much may wait for one client; None for any amount.
+        bounded_reader: refuse what clients send before it is read, when it is too large.
     """
 
     discovery: tuple[str, ...] = ()
@@ -60,6 +62,8 @@ class MeshConfig:
     callback_timeout: float = 60.0
     node_interop: bool = False
     tls: Tls = field(default=NO_TLS, compare=False)
+    client_queue_bytes: int | None = 64 * 1024 * 1024
+    bounded_reader: bool = True
 
     @classmethod
     def from_options(
@@ -82,6 +86,8 @@ class MeshConfig:
         ssl_context: Any = None,
         client_ssl_context: Any = None,
         tls_name: str | None = None,
+        client_queue_bytes: int | None = 64 * 1024 * 1024,
+        bounded_reader: bool = True,
         environ: Mapping[str, str] | None = None,
     ) -> MeshConfig:
         """Check the options of `GeventMeshManager` and fill in what is left out.
@@ -116,6 +122,7 @@ class MeshConfig:
                 f"buffered_amount_threshold must be between {MIN_THRESHOLD_BYTES} and {MAX_THRESHOLD_BYTES} bytes, "
                 f"not {buffered_amount_threshold}"
             )
+        _check_client_queue(client_queue_bytes)
         return cls(
             discovery=tuple(discovery),
             port=_port(ws_port, environ.get("MESH_PORT")),
@@ -131,6 +138,8 @@ class MeshConfig:
             callback_timeout=callback_timeout,
             node_interop=node_interop,
             tls=tls,
+            client_queue_bytes=client_queue_bytes,
+            bounded_reader=bounded_reader,
         )
 
 
@@ -181,6 +190,16 @@ def _port(option: int | None, environment: str | None) -> int:
 def _check_number(option: str, value: object) -> None:
     if not isinstance(value, (int, float)) or isinstance(value, bool):
         raise ConfigError(f"{option} must be a number, not {value!r}")
+
+
+def _check_client_queue(limit: int | None) -> None:
+    if limit is None:
+        return
+    _check_number("client_queue_bytes", limit)
+    if not limit >= MIN_THRESHOLD_BYTES:
+        raise ConfigError(
+            f"client_queue_bytes must be at least {MIN_THRESHOLD_BYTES} bytes, or None for no limit, not {limit}"
+        )
 
 
 def _check_times(interval: float, timeout: float, window: float, callback_timeout: float) -> None:

@@ -33,7 +33,9 @@ from .commands import Commands
 from .config import MeshConfig
 from .emitter import Emitter, EmitterQueries
 from .errors import ConfigError, PayloadNotEncodable
+from .limits import ClientLimits
 from .net.mesh import Mesh, PeerInfo
+from .net.outboxes import Counters
 from .node import Node
 from .packets import Packets, arguments_of
 from .presence import Presence, PresenceService
@@ -91,6 +93,10 @@ class GeventMeshManager(ClusterApi, PubSubManager):  # type: ignore[misc]  # pyt
         client_ssl_context: dial ``wss://`` with this. Default: made from the same files, else what the system trusts.
         tls_name: the name that every node's certificate is for, instead of the host of its address. Default:
             ``MESH_TLS_NAME``.
+        client_queue_bytes: how much may wait for one client that does not keep up, 64 KiB or more; one packet beyond
+            that, it is disconnected. None for any amount.
+        bounded_reader: refuse WebSocket messages of clients that are larger than the server's `max_http_buffer_size`
+            before they are read. False leaves reading to gevent-websocket. See docs/clients.md for both.
 
     Raises:
         ConfigError: an option cannot work; the text says what to change.
@@ -120,6 +126,8 @@ class GeventMeshManager(ClusterApi, PubSubManager):  # type: ignore[misc]  # pyt
         ssl_context: ssl.SSLContext | None = None,
         client_ssl_context: ssl.SSLContext | None = None,
         tls_name: str | None = None,
+        client_queue_bytes: int | None = 64 * 1024 * 1024,
+        bounded_reader: bool = True,
     ) -> None:
         self.config = MeshConfig.from_options(
             discovery_service_address=discovery_service_address,
@@ -139,6 +147,8 @@ class GeventMeshManager(ClusterApi, PubSubManager):  # type: ignore[misc]  # pyt
             ssl_context=ssl_context,
             client_ssl_context=client_ssl_context,
             tls_name=tls_name,
+            client_queue_bytes=client_queue_bytes,
+            bounded_reader=bounded_reader,
         )
         super().__init__(channel=channel, write_only=write_only, logger=logger)
         if json is not None:
@@ -149,6 +159,7 @@ class GeventMeshManager(ClusterApi, PubSubManager):  # type: ignore[misc]  # pyt
         self._emitter = Emitter(self.config, self._mesh_logger) if write_only else None
         self._node = self._emitter or Node(self.config, self._mesh_logger, self._status)
         self._clients = Clients(self)
+        self._limits = ClientLimits(self.config, self._counters, self._mesh_logger)
         self._requests = Requests()
         self._add_services()
         startup.watch(self)
@@ -193,6 +204,7 @@ class GeventMeshManager(ClusterApi, PubSubManager):  # type: ignore[misc]  # pyt
         super().set_server(server)
         self._packets = Packets(server.packet_class)
         self._clients.watch(server)
+        self._limits.watch(server)
         testclient.allow(GeventMeshManager)
 
     def initialize(self) -> None:
@@ -206,7 +218,7 @@ class GeventMeshManager(ClusterApi, PubSubManager):  # type: ignore[misc]  # pyt
         if not startup.is_served():
             self._mesh_logger.error(
                 "a client has come, and no gevent server runs in this process: other nodes may hear nothing of it. "
-                "Start with socketio.run(app), or gunicorn -k geventwebsocket.gunicorn.workers.GeventWebSocketWorker; "
+                "Start with socketio.run(app), or gunicorn -k gevent_mesh.gunicorn.GeventMeshWorker; "
                 "not with `flask run`, or another worker class"
             )
         self.serving()
@@ -338,6 +350,9 @@ class GeventMeshManager(ClusterApi, PubSubManager):  # type: ignore[misc]  # pyt
             raise ConfigError("a write-only manager does not know who is online; ask a process that serves clients")
         return self._presence.of(namespace or "/")
 
+    def _counters(self) -> Counters | None:
+        return None if self._node.mesh is None else self._node.mesh.counters
+
     def _status(self) -> dict[str, Any]:
         """What heartbeats say of this node."""
         return {"clients": self._clients.count(), "namespaces": self._clients.namespaces()}
@@ -381,14 +396,13 @@ class GeventMeshManager(ClusterApi, PubSubManager):  # type: ignore[misc]  # pyt
             return
         encoded = self._packets.encode(event, arguments_of(data), selection.namespace)
         mesh = self._mesh_for(selection)
-        if mesh is None:
-            self._deliver(selection, encoded)
-            return
         # Encoded before anybody gets it: it may turn out to be too large.
-        outgoing = self._event_messages(mesh, selection, encoded)
+        outgoing = [] if mesh is None else self._event_messages(mesh, selection, encoded)
         self._deliver(selection, encoded)
-        for peers, message in outgoing:
-            mesh.outboxes.publish(peers, message)
+        if mesh is not None:
+            for peers, message in outgoing:
+                mesh.outboxes.publish(peers, message)
+        self._limits.keep_pace()
 
     def can_disconnect(self, sid: str, namespace: str) -> bool:
         """Whether `socketio.Server.disconnect` should disconnect `sid` itself; else its node is told to."""
