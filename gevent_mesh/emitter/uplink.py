@@ -165,6 +165,7 @@ class Uplink:
                 address_for=lambda _host: "",
                 on_roster=self._take_roster,
                 tls=config.tls,
+                serve=_leave_it_to_nodes if config.embedded_port else None,
             )
             for url in config.discovery
         ]
@@ -340,3 +341,10 @@ class Uplink:
 
     def status(self) -> dict[str, Any]:
         return {}
+
+
+def _leave_it_to_nodes() -> str:
+    """Why an emitter does not serve discovery."""
+    return (
+        "nodes of this host would serve there (see embedded_port); MESH_DISCOVERY names a discovery service elsewhere"
+    )

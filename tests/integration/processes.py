@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 
 from gevent_mesh.protocol.address import parse_address
 from tests.integration.node import dumps, loads
+from tests.ports import reserved_port
 from tests.support import eventually
 
 __all__ = [
@@ -230,12 +231,17 @@ _P = TypeVar("_P", bound=Process)
 class Fleet:
     """Starts processes, and ends all of them.
 
+    Args:
+        folder: for their logs.
+        embedded_port: where those find each other that are not told of a discovery service.
+
     Attributes:
         variables: the environment of all that are started from now on.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.variables: dict[str, str] = {}
+    def __init__(self, folder: Path, embedded_port: int) -> None:
+        self.embedded_port = embedded_port
+        self.variables = {"MESH_EMBEDDED_PORT": str(embedded_port)}
         self._folder = folder
         self._processes: list[Process] = []
 
@@ -272,7 +278,7 @@ class Fleet:
 
         Args:
             count: how many.
-            discovery: where they register.
+            discovery: where they register; None for the discovery that they serve themselves.
             proxy: what their addresses lead through.
             server: options of their `socketio.Server`.
             url: where they find discovery, if not at its own address.
@@ -352,8 +358,8 @@ def running_fleets() -> list[Fleet]:
 @contextlib.contextmanager
 def fleet() -> Iterator[Fleet]:
     """A fleet that ends with the block."""
-    with tempfile.TemporaryDirectory(prefix="gevent-mesh-test-") as folder:
-        started = Fleet(Path(folder))
+    with tempfile.TemporaryDirectory(prefix="gevent-mesh-test-") as folder, reserved_port() as port:
+        started = Fleet(Path(folder), port)
         _running.append(started)
         try:
             yield started
