@@ -54,6 +54,13 @@ def test_nodes_and_emitters_share_everything(ships: Fleet, clients: list[Client]
         assert client.checker.report({one.boot: 2000, "thread 0": 500, "thread 1": 500}).is_perfect
 
 
+@pytest.mark.usefixtures("files")
+def test_nodes_of_one_host_need_no_discovery_service(ships: Fleet) -> None:
+    nodes = ships.nodes(2, None)
+    linked(nodes)
+    assert all(info["address"].startswith("wss://") for info in nodes[0].state()["peers"].values())
+
+
 def test_probes_and_scrapers_need_no_certificate(ships: Fleet, files: Files) -> None:
     ships.variables |= {"METRICS_PORT": "0"}
     discovery = ships.discovery()
