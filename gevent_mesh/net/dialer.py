@@ -9,8 +9,8 @@ Rules:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from types import MappingProxyType
 
 import gevent
@@ -61,23 +61,16 @@ def dial(
         DialError: it did not work.
     """
     target = _target(address)
-    problem = tls.peer_problem(target.secure) if is_peer else ""
-    if problem:
-        raise DialError(f"{target}: {problem}")
-    name = tls.peer_name(target.host) if is_peer else target.host
+    name = _peer_name(target, tls) if is_peer else target.host
     timeout = gevent.Timeout(timeout_seconds)
     timeout.start()
     try:
         transport = Transport(_connect(target), is_client=True)
-        try:
+        with _aborted_on_failure(transport):
             if target.secure:
                 with turns:
                     _start_tls(transport, target, tls, name)
             _upgrade(transport, target, headers, require_mesh)
-        except BaseException:
-            # Also when a timeout or a kill comes from outside: nobody else knows this socket.
-            transport.abort()
-            raise
         return transport
     except gevent.Timeout as expired:
         if expired is not timeout:
@@ -92,6 +85,23 @@ def _target(address: str) -> Address:
         return parse_address(address)
     except ValueError as error:
         raise DialError(str(error)) from error
+
+
+def _peer_name(target: Address, tls: Tls) -> str:
+    problem = tls.peer_problem(target.secure)
+    if problem:
+        raise DialError(f"{target}: {problem}")
+    return tls.peer_name(target.host)
+
+
+@contextmanager
+def _aborted_on_failure(transport: Transport) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        # Also when a timeout or a kill comes from outside: nobody else knows this socket.
+        transport.abort()
+        raise
 
 
 def _connect(target: Address) -> socket.socket:
