@@ -12,6 +12,7 @@ Rules:
 from __future__ import annotations
 
 import logging
+import ssl
 from collections.abc import Callable, Hashable, Sequence
 from functools import partial
 from typing import Any
@@ -89,6 +90,11 @@ class GeventMeshManager(ClusterApi, PubSubManager):  # type: ignore[misc]  # pyt
         callback_timeout: seconds after which callbacks of clients on other nodes are freed.
         node_interop: form one mesh with Node.js servers that use ``socket.io-mesh-adapter`` 2.x. Their protocol sends
             the token in clear: only for a private network. See docs/nodejs.md.
+        ssl_context: listen with TLS. Default: made from the files that ``MESH_TLS_CERT``, ``MESH_TLS_KEY`` and
+            ``MESH_TLS_CA`` name, if they do. See docs/tls.md.
+        client_ssl_context: dial ``wss://`` with this. Default: made from the same files, else what the system trusts.
+        tls_name: the name that every node's certificate is for, instead of the host of its address. Default:
+            ``MESH_TLS_NAME``.
         client_queue_bytes: how much may wait for one client that does not keep up, 64 KiB or more; one packet beyond
             that, it is disconnected. None for any amount.
         bounded_reader: refuse WebSocket messages of clients that are larger than the server's `max_http_buffer_size`
@@ -121,6 +127,9 @@ class GeventMeshManager(ClusterApi, PubSubManager):  # type: ignore[misc]  # pyt
         json: Any = None,
         callback_timeout: float = 60.0,
         node_interop: bool = False,
+        ssl_context: ssl.SSLContext | None = None,
+        client_ssl_context: ssl.SSLContext | None = None,
+        tls_name: str | None = None,
         client_queue_bytes: int | None = 64 * 1024 * 1024,
         bounded_reader: bool = True,
         embedded_port: int | None = None,
@@ -140,6 +149,9 @@ class GeventMeshManager(ClusterApi, PubSubManager):  # type: ignore[misc]  # pyt
             write_only=write_only,
             callback_timeout=callback_timeout,
             node_interop=node_interop,
+            ssl_context=ssl_context,
+            client_ssl_context=client_ssl_context,
+            tls_name=tls_name,
             client_queue_bytes=client_queue_bytes,
             bounded_reader=bounded_reader,
             embedded_port=embedded_port,

@@ -27,9 +27,10 @@ DISCOVERY = ROOT / "discovery" / "gevent_mesh_discovery"
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "protocol": {"errors"},
-    "config": {"protocol", "errors"},
+    "tls": {"protocol", "errors"},
+    "config": {"tls", "protocol", "errors"},
     "metrics": {"errors"},
-    "net": {"config", "metrics", "protocol", "errors"},
+    "net": {"config", "metrics", "tls", "protocol", "errors"},
     "routing": {"net", "protocol", "errors"},
     "fanout": {"net", "protocol", "errors"},
     "packets": {"errors"},
@@ -82,6 +83,7 @@ DISCOVERY_MAY_IMPORT = (
     "gevent_mesh.protocol",
     "gevent_mesh.net.listener",
     "gevent_mesh.net.transport",
+    "gevent_mesh.tls",
     "gevent_mesh.errors",
 )
 # The part of the library that may start a discovery service.

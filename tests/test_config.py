@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import ssl
 from typing import Any
 
 import pytest
@@ -27,6 +28,7 @@ DEFAULTS: dict[str, Any] = {
     "callback_timeout": 60.0,
     "environ": {},
 }
+SERVER = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
 
 
 def config(**options: Any) -> MeshConfig:
@@ -57,6 +59,13 @@ def test_every_option_has_its_place() -> None:
         heartbeat_timeout=3, outbox_bytes=65536, resume_window=0, tokens=(TOKEN,), channel="c",
         callback_timeout=9, node_interop=True, client_queue_bytes=70000, bounded_reader=False,
     )  # fmt: skip
+
+
+def test_tls_has_its_place() -> None:
+    client = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    options = {"ssl_context": SERVER, "client_ssl_context": client, "tls_name": "mesh.example"}
+    tls = config(server_address="wss://a:2", **options).tls
+    assert (tls.server(), tls.client(), tls.peer_name("a")) == (SERVER, client, "mesh.example")
 
 
 def test_those_who_would_not_link_look_for_each_other_at_different_ports(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -220,9 +229,13 @@ def test_the_edges_of_what_is_allowed(options: dict[str, Any]) -> None:
         ({"discovery_service_address": "d:8000"}, "should look like ws://"),
         ({"discovery_service_address": ["ws://d:1", "ws://d"]}, "port is missing"),
         ({"environ": {"MESH_DISCOVERY": "ws://d:1,nonsense"}}, "discovery_service_address='nonsense'"),
-        ({"discovery_service_address": "wss://d:1"}, "wss:// is not supported yet; use ws://"),
         ({"server_address": "10.0.0.1:4000"}, "server_address='10.0.0.1:4000'.*should look like ws://"),
-        ({"server_address": "wss://a:1"}, "server_address.*not supported yet"),
+        ({"server_address": "wss://a:1"}, "has no ssl_context .or MESH_TLS_CERT.: write ws://"),
+        ({"server_address": "ws://a:1", "ssl_context": SERVER}, "listens with TLS: write wss://"),
+        ({"ssl_context": "cert.pem"}, "ssl_context must be an ssl.SSLContext, not 'cert.pem'"),
+        ({"environ": {"MESH_TLS_CERT": "cert.pem"}}, "MESH_TLS_CERT, MESH_TLS_KEY, MESH_TLS_CA go together"),
+        ({"tls_name": "a b"}, "tls_name .or MESH_TLS_NAME. must be a host name, not 'a b'"),
+        ({"write_only": True, "discovery_service_address": "ws://d:1", "ssl_context": SERVER}, "leave ssl_context out"),
         ({"server_address": f"ws://{'a.' * 122}bb:65535"}, "257 characters.*at most 256; use a shorter host name"),
         ({"environ": {"MESH_ADDRESS": "nonsense"}}, "server_address='nonsense'"),
         ({"ws_port": -1}, "ws_port .or MESH_PORT.*0 to 65535, not -1"),

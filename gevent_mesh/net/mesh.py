@@ -18,11 +18,12 @@ from typing import Any, Protocol
 
 import gevent
 from gevent.event import Event
+from gevent.lock import BoundedSemaphore
 from gevent.pool import Group
 
 from ..config import MeshConfig
 from ..errors import DialError, HandshakeError, StartError
-from ..protocol.address import format_host_port, is_loopback
+from ..protocol.address import Address, is_loopback
 from ..protocol.discovery import SECRET_BYTES
 from ..protocol.frames import NONCE_BYTES, Refusal, Role, is_uid
 from ..protocol.gossip import Gossip, digest, lacking, nodes, nodes_wanted
@@ -44,6 +45,8 @@ __all__ = ["Mesh", "MeshOwner", "PeerInfo"]
 HANDSHAKE_SECONDS = 5.0
 SWEEP_SECONDS = 1.0
 FLUSH_SECONDS = 2.0
+TLS_AT_ONCE = 8
+"""TLS handshakes of dials. They cost milliseconds of CPU: were a hundred begun at once, none might be done in time."""
 STUCK_READER_SECONDS = STUCK_SECONDS
 """How long a former link's reader is waited for."""
 WHY_LOST = "the link was down for longer than the resume window, or more was sent meanwhile than the outbox holds"
@@ -147,6 +150,7 @@ class Mesh:
         self._kick = Event()
         self._changed = Event()
         self._dials = Group()
+        self._tls_turns = BoundedSemaphore(TLS_AT_ONCE)
         self._scheduler: gevent.Greenlet | None = None
         self._listener: Listener | None = None
         self._discovery: list[DiscoveryClient] = []
@@ -166,6 +170,7 @@ class Mesh:
                 self.config.port,
                 on_websocket=self._accept,
                 require_mesh_header=self._translator is None,
+                tls=self.config.tls,
             )
             try:
                 self._listener.start()
@@ -187,6 +192,7 @@ class Mesh:
                 on_away=self._roster_away,
                 # Nobody but nodes of ours serves embedded discovery: nobody else is to get the token.
                 accept_nodejs=self._translator is not None and self._serve_discovery is None,
+                tls=self.config.tls,
                 serve=self._serve_discovery,
             )
             for url in self.config.discovery
@@ -235,7 +241,7 @@ class Mesh:
             return self.config.address
         wildcard = self.config.host in ("", "0.0.0.0", "::")
         host = local_host if wildcard else self.config.host
-        address = f"ws://{format_host_port(host, self.port)}"
+        address = str(Address(self.config.tls.listens, host, self.port))
         # With several discovery servers, what other machines can use is worth more than loopback.
         if not self.address or not is_loopback(host):
             self.address = address
@@ -389,7 +395,14 @@ class Mesh:
         try:
             # A Node peer is sent the token: never whoever has come to the address of a node that needs none.
             require_mesh = self._translator is None or peer.has_proved_itself or bool(peer.member.told_by)
-            transport = dial(peer.member.address, timeout_seconds=HANDSHAKE_SECONDS, require_mesh=require_mesh)
+            transport = dial(
+                peer.member.address,
+                timeout_seconds=HANDSHAKE_SECONDS,
+                require_mesh=require_mesh,
+                tls=self.config.tls,
+                is_peer=True,
+                turns=self._tls_turns,
+            )
         except DialError as exc:
             error = exc
         else:
@@ -475,6 +488,8 @@ class Mesh:
     def link_proven(self, link: Link, identity: Identity) -> Peer:
         if self._stopping:
             raise HandshakeError(Refusal.BUSY, "this node is about to stop")
+        if link.ticket is not None:
+            self._check_name(link.transport, identity)
         self._check_proven(link, identity.uid)
         while (old := self._links.get(identity.uid)) is not None:
             self._replace(old)
@@ -498,6 +513,12 @@ class Mesh:
         self._tell("that a peer is linked", self._owner.on_linked, peer)
         self._logger.info("link up: %s (%s)", peer.uid, peer.member.address or "emitter")
         return peer
+
+    def _check_name(self, transport: Transport, identity: Identity) -> None:
+        address = None if identity.role is Role.EMITTER else identity.address
+        problem = self.config.tls.name_problem(transport.certificate, address)
+        if problem:
+            raise HandshakeError(Refusal.UNAUTHORIZED, problem)
 
     def _check_proven(self, link: Link, uid: str) -> None:
         try:

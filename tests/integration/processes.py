@@ -181,7 +181,7 @@ class Discovery(Process):
     port: int
 
     def read_line(self) -> None:
-        self.url = self.wait_for(r"^gevent-mesh-discovery listening on (ws://\S+)")[1]
+        self.url = self.wait_for(r"^gevent-mesh-discovery listening on (wss?://\S+)")[1]
         self.port = parse_address(self.url).port
 
 
@@ -243,10 +243,14 @@ class Fleet:
     Args:
         folder: for their logs.
         embedded_port: where those find each other that are not told of a discovery service.
+
+    Attributes:
+        variables: the environment of all that are started from now on.
     """
 
     def __init__(self, folder: Path, embedded_port: int) -> None:
         self.embedded_port = embedded_port
+        self.variables = {"MESH_EMBEDDED_PORT": str(embedded_port)}
         self._folder = folder
         self._processes: list[Process] = []
 
@@ -349,8 +353,8 @@ class Fleet:
         ]
 
     def _add(self, kind: type[_P], name: str, command: Sequence[str], variables: dict[str, str]) -> _P:
-        variables = {"MESH_EMBEDDED_PORT": str(self.embedded_port), **variables}
-        process = kind(name, command, self._folder / f"{len(self._processes)}-{name}.log", variables)
+        log = self._folder / f"{len(self._processes)}-{name}.log"
+        process = kind(name, command, log, {**self.variables, **variables})
         self._processes.append(process)
         return process
 
