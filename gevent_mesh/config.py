@@ -40,6 +40,9 @@ class MeshConfig:
         channel: nodes of different channels do not link, even through the same discovery.
         write_only: this process publishes and asks, and serves no clients.
         callback_timeout: seconds after which a callback that some clients never answered is freed.
+        drain_rate: clients that are disconnected in a second when the node leaves. Higher leaves sooner, and has them all
+            knock at the other nodes at once.
+        drain_timeout: seconds after which they all are, whatever their number.
         node_interop: link to Node.js servers as well. They are sent the token in clear, and promise less.
     """
 
@@ -55,6 +58,8 @@ class MeshConfig:
     channel: str = "socketio"
     write_only: bool = False
     callback_timeout: float = 60.0
+    drain_rate: float = 100.0
+    drain_timeout: float = 20.0
     node_interop: bool = False
 
     @classmethod
@@ -74,6 +79,8 @@ class MeshConfig:
         channel: str,
         write_only: bool,
         callback_timeout: float,
+        drain_rate: float = 100.0,
+        drain_timeout: float = 20.0,
         node_interop: bool = False,
         environ: Mapping[str, str] | None = None,
     ) -> MeshConfig:
@@ -88,6 +95,7 @@ class MeshConfig:
         if not write_only:
             check_bind("ws_host", host, tokens, allow_anonymous)
         _check_times(heartbeat_interval, heartbeat_timeout, resume_window, callback_timeout)
+        _check_drain(drain_rate, drain_timeout)
         discovery = _several(discovery_service_address, environ.get("MESH_DISCOVERY"))
         for url in discovery:
             _check_url("discovery_service_address", url)
@@ -126,6 +134,8 @@ class MeshConfig:
             channel=channel,
             write_only=write_only,
             callback_timeout=callback_timeout,
+            drain_rate=drain_rate,
+            drain_timeout=drain_timeout,
             node_interop=node_interop,
         )
 
@@ -188,3 +198,12 @@ def _check_times(interval: float, timeout: float, window: float, callback_timeou
         raise ConfigError(f"resume_window must be 0 seconds or more, not {window}")
     if not callback_timeout > 0:
         raise ConfigError(f"callback_timeout must be more than 0 seconds, not {callback_timeout}")
+
+
+def _check_drain(rate: float, timeout: float) -> None:
+    _check_number("drain_rate", rate)
+    _check_number("drain_timeout", timeout)
+    if not rate > 0:
+        raise ConfigError(f"drain_rate must be more than 0 clients a second, not {rate}")
+    if not timeout >= 0:
+        raise ConfigError(f"drain_timeout must be 0 seconds or more, not {timeout}")

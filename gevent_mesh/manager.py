@@ -32,7 +32,8 @@ from .commands import Commands
 from .config import MeshConfig
 from .emitter import Emitter, EmitterQueries
 from .errors import ConfigError, PayloadNotEncodable
-from .net.mesh import Mesh, PeerInfo
+from .leaving import Leave
+from .net.mesh import FLUSH_SECONDS, Mesh, PeerInfo
 from .node import Node
 from .packets import Packets, arguments_of
 from .presence import Presence, PresenceService
@@ -83,6 +84,8 @@ class GeventMeshManager(ClusterApi, PubSubManager):  # type: ignore[misc]  # pyt
         logger: where to report; default: the logger ``gevent_mesh``.
         json: like python-socketio's own managers: the JSON module of a write-only manager.
         callback_timeout: seconds after which callbacks of clients on other nodes are freed.
+        drain_rate: how many clients are disconnected in a second when this node leaves.
+        drain_timeout: seconds after which all of them are, at a higher rate if need be.
         node_interop: form one mesh with Node.js servers that use ``socket.io-mesh-adapter`` 2.x. Their protocol sends
             the token in clear: only for a private network. See docs/nodejs.md.
 
@@ -110,6 +113,8 @@ class GeventMeshManager(ClusterApi, PubSubManager):  # type: ignore[misc]  # pyt
         logger: logging.Logger | None = None,
         json: Any = None,
         callback_timeout: float = 60.0,
+        drain_rate: float = 100.0,
+        drain_timeout: float = 20.0,
         node_interop: bool = False,
     ) -> None:
         self.config = MeshConfig.from_options(
@@ -126,6 +131,8 @@ class GeventMeshManager(ClusterApi, PubSubManager):  # type: ignore[misc]  # pyt
             channel=channel,
             write_only=write_only,
             callback_timeout=callback_timeout,
+            drain_rate=drain_rate,
+            drain_timeout=drain_timeout,
             node_interop=node_interop,
         )
         super().__init__(channel=channel, write_only=write_only, logger=logger)
@@ -136,6 +143,7 @@ class GeventMeshManager(ClusterApi, PubSubManager):  # type: ignore[misc]  # pyt
         self._packets = Packets(None if json is None else type("Packet", (sio_packet.Packet,), {"json": json}))
         self._emitter = Emitter(self.config, self._mesh_logger) if write_only else None
         self._node = self._emitter or Node(self.config, self._mesh_logger, self._status)
+        self._leave: Leave | None = None
         self._clients = Clients(self)
         self._requests = Requests()
         self._add_services()
@@ -180,7 +188,7 @@ class GeventMeshManager(ClusterApi, PubSubManager):  # type: ignore[misc]  # pyt
             raise ConfigError("this GeventMeshManager already serves another server; make one for each")
         super().set_server(server)
         self._packets = Packets(server.packet_class)
-        self._clients.watch(server)
+        self._clients.watch(server, is_closed=lambda: self._node.is_leaving)
         testclient.allow(GeventMeshManager)
 
     def initialize(self) -> None:
@@ -212,6 +220,9 @@ class GeventMeshManager(ClusterApi, PubSubManager):  # type: ignore[misc]  # pyt
     def forked(self) -> None:
         """The process is a fork: nothing that the parent opened belongs to it."""
         self._node.forked()
+        leave, self._leave = self._leave, None
+        if leave is not None:
+            leave.forget()
 
     def start(self) -> None:
         """Join the mesh. Does nothing if this node has joined already.
@@ -221,6 +232,8 @@ class GeventMeshManager(ClusterApi, PubSubManager):  # type: ignore[misc]  # pyt
         Raises:
             StartError: `ws_port` cannot be bound.
         """
+        if self._leave is not None:
+            self._leave.wait()
         if self._node.mesh is not None:
             return
         startup.watch(self)
@@ -235,9 +248,44 @@ class GeventMeshManager(ClusterApi, PubSubManager):  # type: ignore[misc]  # pyt
                 "no discovery service is named (discovery_service_address, MESH_DISCOVERY): this node works alone"
             )
 
-    def stop(self, timeout: float = 2.0) -> None:
-        """Leave the mesh, until `start` is called. What was emitted still goes out, for at most `timeout` seconds."""
-        self._node.stop(timeout)
+    def stop(self, timeout: float = FLUSH_SECONDS) -> None:
+        """Leave the mesh, until `start` is called; a node does so by itself when its server stops.
+
+        New clients are refused, those that are here are disconnected (`drain_rate`, `drain_timeout`) and will connect
+        elsewhere, what was emitted goes out, and the other nodes are told.
+
+        Args:
+            timeout: seconds that other nodes have to take what was emitted, once the clients are gone.
+        """
+        self._stop(timeout)
+
+    def _stop(self, timeout: float) -> bool:
+        self._node.is_stopped = True
+        leave = self._begin_leave(timeout)
+        if leave is None:
+            return self._node.stop(timeout)
+        leave.wait()
+        return leave.is_flushed
+
+    def _begin_leave(self, flush_seconds: float) -> Leave | None:
+        """Begin to leave, or tell what is on its way already; None for what has not joined, or has no clients."""
+        if self._leave is not None and not self._leave.is_over:
+            return self._leave
+        if self._node.mesh is None:
+            return None
+        self._leave = Leave(
+            self._node,
+            self._clients,
+            rate=self.config.drain_rate,
+            drain_seconds=self.config.drain_timeout,
+            flush_seconds=flush_seconds,
+            logger=self._mesh_logger,
+        )
+        return self._leave
+
+    def ending(self) -> Leave | None:
+        """The process does not serve any more: leave, as `stop` does. Another server in it brings this node back."""
+        return None if self.server is None else self._begin_leave(FLUSH_SECONDS)
 
     def flush(self, timeout: float = 10.0) -> bool:
         """Wait until every node that is there has what was emitted.
@@ -254,16 +302,12 @@ class GeventMeshManager(ClusterApi, PubSubManager):  # type: ignore[misc]  # pyt
         return mesh is None or mesh.outboxes.flush(timeout)
 
     def close(self, timeout: float = 10.0) -> bool:
-        """`flush`, then leave the mesh, until `start` is called.
+        """`stop`, and tell how it went.
 
         Returns:
             Whether every node that is there has what was emitted.
         """
-        if self._emitter is not None:
-            return self._emitter.close(timeout)
-        is_flushed = self.flush(timeout)
-        self.stop(0.0)
-        return is_flushed
+        return self._stop(timeout)
 
     def wait_for_peers(self, count: int, timeout: float | None = 10.0) -> bool:
         """Wait until links to at least `count` other nodes are up.

@@ -40,6 +40,7 @@ class Node:
         uid: 16 hex digits, new at every start.
         mesh: the running mesh; None before the start.
         is_stopped: it was stopped, and is not to join by itself.
+        is_leaving: it is on its way out, or has left (see `gevent_mesh.leaving`): it takes no new client.
         read_packet: reads encoded packets of clients for Node peers; set before the start, where there may be some.
     """
 
@@ -48,6 +49,7 @@ class Node:
         self.uid = new_uid()
         self.mesh: Mesh | None = None
         self.is_stopped = False
+        self.is_leaving = False
         self.status = status
         self.read_packet: ReadPacket | None = None
         self._logger = logger
@@ -75,7 +77,7 @@ class Node:
         """
         if self.mesh is not None:
             return
-        self.is_stopped = False
+        self.is_stopped = self.is_leaving = False
         if self._was_started:
             self.uid = new_uid()
         self._was_started = True
@@ -90,17 +92,27 @@ class Node:
             self.mesh = None
             raise
 
-    def stop(self, timeout: float) -> None:
-        """Leave the mesh. What was published still goes out, for at most `timeout` seconds."""
-        self.is_stopped = True
-        mesh, self.mesh = self.mesh, None
-        if mesh is not None:
-            mesh.stop(timeout)
+    def stop(self, timeout: float) -> bool:
+        """Leave the mesh. What was published still goes out, for at most `timeout` seconds.
+
+        Returns:
+            Whether every node that is there has it.
+        """
+        mesh = self.mesh
+        if mesh is None:
+            return True
+        # A member until then: what is published meanwhile goes out as well, and questions are answered.
+        is_flushed = mesh.outboxes.flush(timeout)
+        if self.mesh is mesh:
+            self.mesh = None
+            mesh.stop(0.0)
             self._left()
+        return is_flushed
 
     def forked(self) -> None:
         """The process is a fork: nothing that the parent opened belongs to it."""
         mesh, self.mesh = self.mesh, None
+        self.is_leaving = False
         self.uid = new_uid()
         if mesh is not None:
             mesh.forget()
