@@ -3,11 +3,11 @@
 Rules:
 
 - From the first moment on `Node.is_leaving` is true: the node is not ready any more, and takes no new client.
-- Clients go at a limited and jittered rate, so that they do not all come to the other nodes at once; the rate rises where
-  they would not be gone in time.
-- To a client the connection ends. It is not disconnected from its namespace, and gets no Engine.IO CLOSE: official clients
-  come back after the one, and stay away after the others.
-- What disconnect handlers emit goes out like anything else: the node is a member until its clients are gone.
+- Clients go at a limited and jittered rate, so that they do not all come to the other nodes at once; the rate rises
+  where they would not be gone in time.
+- To a client the connection ends. It is not disconnected from its namespace, and gets no Engine.IO CLOSE: official
+  clients come back after the one, and stay away after the others.
+- What disconnect handlers emit goes out like anything else: the node is a full member until its clients are gone.
 - A leave is begun once. Whoever has less time for it hurries it.
 """
 

@@ -98,15 +98,12 @@ class Node:
         Returns:
             Whether every node that is there has it.
         """
-        mesh = self.mesh
+        # Nothing more is published from now on: under load the outboxes would never be empty.
+        mesh, self.mesh = self.mesh, None
         if mesh is None:
             return True
-        # A member until then: what is published meanwhile goes out as well, and questions are answered.
-        is_flushed = mesh.outboxes.flush(timeout)
-        if self.mesh is mesh:
-            self.mesh = None
-            mesh.stop(0.0)
-            self._left()
+        is_flushed = mesh.stop(timeout)
+        self._left()
         return is_flushed
 
     def forked(self) -> None:

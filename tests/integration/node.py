@@ -33,6 +33,7 @@ from geventwebsocket.handler import WebSocketHandler
 from gevent_mesh import GeventMeshManager
 from gevent_mesh.cluster.results import Outcome, RoomCounts, SocketList
 from gevent_mesh.net.pause import in_slices
+from gevent_mesh.service import Service
 
 __all__ = ["dumps", "loads", "told_of"]
 
@@ -96,6 +97,16 @@ class Lobby(socketio.Namespace):  # type: ignore[misc]  # python-socketio has no
 
     def on_disconnect(self, sid: str, _reason: Any = None) -> None:
         self.emit("left", self.get_session(sid)["name"], room="lobby", skip_sid=sid)
+
+
+class Farewell(Service):
+    """Says how much was sent in all when the node has left: after that, nothing is."""
+
+    def __init__(self, control: Control) -> None:
+        self._control = control
+
+    def left(self) -> None:
+        print(json.dumps({"left": self._control.stop_traffic()}), flush=True)
 
 
 class Control:
@@ -316,6 +327,8 @@ class Control:
     def _emit_numbered(self, count: int, room: str | None, padding: int) -> None:
         tail = ("x" * padding,) if padding else ()
         for _ in range(count):
+            if self._manager.mesh is None:
+                return
             # Counted first: being killed while emit gives way must not let a number go out twice.
             self._sent += 1
             self._sio.emit("tick", (self._boot, self._sent, *tail), room=room)
@@ -388,6 +401,7 @@ def build(options: dict[str, Any]) -> tuple[Any, GeventMeshManager, Control]:
         namespaces=["/", "/other", "/lobby", "/more"], **server_options,
     )  # fmt: skip
     control = Control(sio, manager)
+    manager._node.add(Farewell(control))
 
     @sio.on("connect")  # type: ignore[untyped-decorator]  # python-socketio has no types
     def connected(sid: str, _environ: dict[str, Any], auth: Any = None) -> None:
