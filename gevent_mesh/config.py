@@ -40,8 +40,8 @@ class MeshConfig:
         channel: nodes of different channels do not link, even through the same discovery.
         write_only: this process publishes and asks, and serves no clients.
         callback_timeout: seconds after which a callback that some clients never answered is freed.
-        drain_rate: clients that are disconnected in a second when the node leaves. Higher leaves sooner, and has more of
-            them knock at the other nodes at once.
+        drain_rate: clients that are disconnected in a second when the node leaves. Higher leaves sooner, and more of
+            them come to the other nodes at once.
         drain_timeout: seconds after which they all are, whatever their number.
         node_interop: link to Node.js servers as well. They are sent the token in clear, and promise less.
     """

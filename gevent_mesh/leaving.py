@@ -19,6 +19,7 @@ import random
 from time import monotonic
 
 import gevent
+from gevent.event import Event
 from gevent.pool import Group
 
 from .clients import Clients
@@ -28,6 +29,8 @@ __all__ = ["Leave"]
 
 JITTER = (0.5, 1.5)
 """Each pause between two clients is the average one times something between these."""
+PACED = 0.8
+"""The part of the time in which clients are disconnected; the rest is for the disconnect handlers of the last ones."""
 LOOK_SECONDS = 0.1
 """How often one that waits for disconnect handlers looks whether it should hurry."""
 
@@ -63,6 +66,8 @@ class Leave:
         self._rate = rate
         self._flush_seconds = flush_seconds
         self._logger = logger
+        self._paced_by = monotonic() + PACED * drain_seconds
+        self._hurried = Event()
         self._drain_by = self._flush_by = math.inf
         self._end_within(drain_seconds, flush_seconds)
         node.is_leaving = True
@@ -77,10 +82,11 @@ class Leave:
         """Wait until it is over.
 
         Args:
-            seconds: there is no more time than this; what remains to be done is fitted into it.
+            seconds: there is no more time than this: the other clients are disconnected at once.
         """
         if seconds is not None:
             self._end_within(seconds / 2, seconds / 4)
+            self._hurried.set()
         self._greenlet.join(seconds)
 
     def forget(self) -> None:
@@ -106,11 +112,12 @@ class Leave:
             self._logger.info("node %s leaves: %d clients are disconnected", self._node.uid, len(connections))
             for left, connection in zip(range(len(connections), 0, -1), connections, strict=True):
                 closing.spawn(self._clients.end_connection, connection)
-                gevent.sleep(self._pause(left))
+                self._hurried.wait(self._pause(left))
+            gevent.sleep(0)  # where there was no time for pauses, they have not begun to close
         while closing and monotonic() < self._drain_by:
             closing.join(LOOK_SECONDS)
 
     def _pause(self, left: int) -> float:
         """Until the next of so many clients that are left."""
-        available = max(0.0, self._drain_by - monotonic())
+        available = max(0.0, self._paced_by - monotonic())
         return min(1 / self._rate, available / left) * random.uniform(*JITTER)

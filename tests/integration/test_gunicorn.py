@@ -54,14 +54,16 @@ class Server:
         return ready
 
 
-def gunicorn(ships: Fleet, discovery: Discovery, *options: str, name: str = "gunicorn") -> Server:
+def gunicorn(
+    ships: Fleet, discovery: Discovery, *options: str, name: str = "gunicorn", worker: str = WORKER, **variables: str
+) -> Server:
     command = [
-        sys.executable, "-m", "gunicorn", "-k", WORKER, "-b", "127.0.0.1:0", "--no-control-socket",
+        sys.executable, "-m", "gunicorn", "-k", worker, "-b", "127.0.0.1:0", "--no-control-socket",
         "--graceful-timeout", str(GRACEFUL_SECONDS), *options, f"{APP}:app",
     ]  # fmt: skip
     if not _knows_control_socket():
         command.remove("--no-control-socket")
-    variables = {"MESH_DISCOVERY": discovery.url, "MESH_PORT": "0"}
+    variables = {"MESH_DISCOVERY": discovery.url, "MESH_PORT": "0", **variables}
     return Server(ships.program(name, command, **variables), r"Listening at: http://127\.0\.0\.1:(\d+)")
 
 

@@ -18,8 +18,9 @@ pytestmark = [pytest.mark.integration, pytest.mark.timeout(300 if FULL else 120)
 
 NODES = 10 if FULL else 3
 CLIENTS = 100 if FULL else 12
-RATE = 1000 if FULL else 300
+RATE = 300
 DRAIN_RATE = 50
+ROOM = "witnesses"
 
 
 class Balancer:
@@ -45,6 +46,7 @@ class Witness:
     def __init__(self, node: Node, elders: Sequence[Node]) -> None:
         self.node = node
         self.client = Client(node.url)
+        self.client.enter(ROOM)
         self._elders = {elder.boot for elder in elders}
         for elder in elders:
             self.client.wait_for_number(elder.boot, 1)
@@ -78,7 +80,7 @@ def test_rolling_restart_under_load_loses_nothing(ships: Fleet, clients: list[Cl
     witnesses = {node.boot: Witness(node, []) for node in nodes}
     clients += [witness.client for witness in witnesses.values()]
     for node in nodes:
-        node.do("start_traffic", RATE / NODES)
+        node.do("start_traffic", RATE / NODES, ROOM)
 
     sent: dict[str, int] = {}
     lost, linked_seconds, left_seconds, leaving_seconds = 0, [0.0], [0.0], [0.0]
@@ -88,7 +90,7 @@ def test_rolling_restart_under_load_loses_nothing(ships: Fleet, clients: list[Cl
         linked_seconds.append(time_until(lambda: counts_right([*living, new]), 10))  # noqa: B023  # called now
         witnesses[new.boot] = Witness(new, living)
         clients.append(witnesses[new.boot].client)
-        new.do("start_traffic", RATE / NODES)
+        new.do("start_traffic", RATE / NODES, ROOM)
         living.append(new)
 
         balancer.lead_to(new)
