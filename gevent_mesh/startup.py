@@ -22,7 +22,6 @@ when it begins to serve.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import functools
 import logging
 import os
@@ -158,10 +157,13 @@ def _handle_sigterm() -> None:
 
 def _is_unhandled(number: int) -> bool:
     """Whether nobody handles a signal. The system is asked: of the handlers of event loops Python does not know."""
-    if os.name != "posix":
+    try:
+        import ctypes
+
+        action = (ctypes.c_void_p * 32)()  # struct sigaction, and more; the handler comes first
+        return ctypes.CDLL(None).sigaction(int(number), None, action) == 0 and not action[0]
+    except (ImportError, OSError, AttributeError, TypeError):  # a Python without it, or not POSIX
         return False
-    action = (ctypes.c_void_p * 32)()  # struct sigaction, and more; the handler comes first
-    return ctypes.CDLL(None).sigaction(int(number), None, action) == 0 and not action[0]
 
 
 def _on_sigterm(number: int, _frame: object) -> None:
@@ -177,6 +179,7 @@ def _end(number: int) -> None:
         _wait()
     finally:
         os.kill(os.getpid(), number)
+        os._exit(128 + number)  # the first process of a container is spared by its own signals
 
 
 class _Process:

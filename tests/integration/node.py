@@ -272,7 +272,9 @@ class Control:
         for n in in_slices(range(count)):
             eio_sid = secrets.token_hex(10)
             self._sio.environ[eio_sid] = {"REMOTE_ADDR": "10.1.2.3", "QUERY_STRING": f"EIO=4&transport=websocket&n={n}"}
-            self._sio.eio.sockets[eio_sid] = SimpleNamespace(session={namespace: {"name": f"user {n}"}}, closed=False)
+            session = {namespace: {"name": f"user {n}"}}
+            # There is nothing to disconnect when the node leaves.
+            self._sio.eio.sockets[eio_sid] = SimpleNamespace(session=session, closing=True, closed=False)
             sid = secrets.token_hex(10)
             self._manager.basic_enter_room(sid, namespace, None, eio_sid=eio_sid)
             self._manager.basic_enter_room(sid, namespace, sid, eio_sid=eio_sid)
