@@ -134,7 +134,8 @@ class Node:
             return None
         if self.mesh is None and not self._warned_unstarted:
             self._warned_unstarted = True
-            state = "after this node has left" if self.is_leaving else "before this process serves"
+            is_over = self.is_stopped or self.is_leaving
+            state = "after this node was stopped" if is_over else "before this process serves"
             self._logger.warning("used %s: other nodes take no part in it; call start() first if they should", state)
         return self.mesh
 
