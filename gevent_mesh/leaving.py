@@ -66,9 +66,8 @@ class Leave:
         self._rate = rate
         self._flush_seconds = flush_seconds
         self._logger = logger
-        self._paced_by = monotonic() + PACED * drain_seconds
         self._hurried = Event()
-        self._drain_by = self._flush_by = math.inf
+        self._paced_by = self._drain_by = self._flush_by = math.inf
         self._end_within(drain_seconds, flush_seconds)
         node.is_leaving = True
         self._greenlet = gevent.spawn(self._run)
@@ -82,7 +81,7 @@ class Leave:
         """Wait until it is over.
 
         Args:
-            seconds: there is no more time than this: the other clients are disconnected at once.
+            seconds: there is no more time than this; what remains to be done is fitted into it.
         """
         if seconds is not None:
             self._end_within(seconds / 2, seconds / 4)
@@ -94,7 +93,9 @@ class Leave:
         self._greenlet.kill(block=False)
 
     def _end_within(self, drain_seconds: float, flush_seconds: float) -> None:
-        self._drain_by = min(self._drain_by, monotonic() + drain_seconds)
+        now = monotonic()
+        self._paced_by = min(self._paced_by, now + PACED * drain_seconds)
+        self._drain_by = min(self._drain_by, now + drain_seconds)
         self._flush_by = min(self._flush_by, self._drain_by + flush_seconds)
 
     def _run(self) -> None:
@@ -113,6 +114,7 @@ class Leave:
             for left, connection in zip(range(len(connections), 0, -1), connections, strict=True):
                 closing.spawn(self._clients.end_connection, connection)
                 self._hurried.wait(self._pause(left))
+                self._hurried.clear()
             gevent.sleep(0)  # where there was no time for pauses, they have not begun to close
         while closing and monotonic() < self._drain_by:
             closing.join(LOOK_SECONDS)
