@@ -205,8 +205,9 @@ class GeventMeshManager(ClusterApi, PubSubManager):  # type: ignore[misc]  # pyt
             raise ConfigError("this GeventMeshManager already serves another server; make one for each")
         super().set_server(server)
         self._packets = Packets(server.packet_class)
-        self._clients.watch(server, is_closed=lambda: self._node.is_leaving)
         self._limits.watch(server)
+        # Behind the limits, and so in front of them: whom a node that leaves refuses is no client to anybody.
+        self._clients.watch(server, is_closed=lambda: self._node.is_leaving)
         testclient.allow(GeventMeshManager)
 
     def initialize(self) -> None:
