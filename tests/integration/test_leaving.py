@@ -16,11 +16,12 @@ from gevent_mesh import GeventMeshManager
 from tests.integration.clients import Client
 from tests.integration.processes import FULL, Discovery, Fleet, Node, fleet, linked
 from tests.integration.programs import gone
-from tests.integration.test_gunicorn import APP, Server, gunicorn
+from tests.integration.test_gunicorn import APP, WORKER, Server, gunicorn
 from tests.support import eventually
 
 pytestmark = pytest.mark.integration
 
+OUR_WORKER = "gevent_mesh.gunicorn.GeventMeshWorker"
 CLIENTS = 10
 EVENTS = 1500
 ENOUGH_TIME = ("--graceful-timeout", "5")
@@ -161,8 +162,9 @@ def test_a_second_sigterm_ends_at_once(
     eventually(lambda: not ending.uids & witness.links())
 
 
-def test_gunicorn_ends(ships: Fleet, clients: list[Client], discovery: Discovery, witness: Node) -> None:
-    server = gunicorn(ships, discovery, "-w", "2", *ENOUGH_TIME)
+@pytest.mark.parametrize("worker", [OUR_WORKER, WORKER] if FULL else [OUR_WORKER])
+def test_gunicorn_ends(ships: Fleet, clients: list[Client], discovery: Discovery, witness: Node, worker: str) -> None:
+    server = gunicorn(ships, discovery, "-w", "2", *ENOUGH_TIME, worker=worker)
     ending = Ending(clients, server, witness, peers=2, transports=["websocket"])
     ending.server.process.signal(signal.SIGTERM)
     assert ending.server.process.wait(10) == 0
