@@ -44,6 +44,9 @@ class MeshConfig:
         channel: nodes of different channels do not link, even through the same discovery.
         write_only: this process publishes and asks, and serves no clients.
         callback_timeout: seconds after which a callback that some clients never answered is freed.
+        drain_rate: clients that are disconnected in a second when the node leaves. Higher leaves sooner, and more of
+            them come to the other nodes at once.
+        drain_timeout: seconds after which they all are, whatever their number.
         node_interop: link to Node.js servers as well. They are sent the token in clear, and promise less.
         tls: with what it listens and dials where that is encrypted.
         client_queue_bytes: how much may wait for one client; None for any amount.
@@ -63,6 +66,8 @@ class MeshConfig:
     channel: str = "socketio"
     write_only: bool = False
     callback_timeout: float = 60.0
+    drain_rate: float = 100.0
+    drain_timeout: float = 20.0
     node_interop: bool = False
     tls: Tls = field(default=NO_TLS, compare=False)
     client_queue_bytes: int | None = 64 * 1024 * 1024
@@ -85,6 +90,8 @@ class MeshConfig:
         channel: str,
         write_only: bool,
         callback_timeout: float,
+        drain_rate: float = 100.0,
+        drain_timeout: float = 20.0,
         node_interop: bool = False,
         ssl_context: Any = None,
         client_ssl_context: Any = None,
@@ -114,6 +121,7 @@ class MeshConfig:
         if not write_only:
             check_bind("ws_host", host, tokens, allow_anonymous)
         _check_times(heartbeat_interval, heartbeat_timeout, resume_window, callback_timeout)
+        _check_drain(drain_rate, drain_timeout)
         if write_only and not discovery:
             raise ConfigError("write_only=True needs a discovery_service_address: there is no other way to find nodes")
         if write_only and node_interop:
@@ -147,6 +155,8 @@ class MeshConfig:
             channel=channel,
             write_only=write_only,
             callback_timeout=callback_timeout,
+            drain_rate=drain_rate,
+            drain_timeout=drain_timeout,
             node_interop=node_interop,
             tls=tls,
             client_queue_bytes=client_queue_bytes,
@@ -245,3 +255,12 @@ def _check_times(interval: float, timeout: float, window: float, callback_timeou
         raise ConfigError(f"resume_window must be 0 seconds or more, not {window}")
     if not callback_timeout > 0:
         raise ConfigError(f"callback_timeout must be more than 0 seconds, not {callback_timeout}")
+
+
+def _check_drain(rate: float, timeout: float) -> None:
+    _check_number("drain_rate", rate)
+    _check_number("drain_timeout", timeout)
+    if not rate > 0:
+        raise ConfigError(f"drain_rate must be more than 0 clients a second, not {rate}")
+    if not timeout >= 0:
+        raise ConfigError(f"drain_timeout must be 0 seconds or more, not {timeout}")

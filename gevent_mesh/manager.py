@@ -33,8 +33,9 @@ from .commands import Commands
 from .config import MeshConfig
 from .emitter import Emitter, EmitterQueries
 from .errors import ConfigError, PayloadNotEncodable
+from .leaving import Leave
 from .limits import ClientLimits
-from .net.mesh import Mesh, PeerInfo
+from .net.mesh import FLUSH_SECONDS, Mesh, PeerInfo
 from .net.outboxes import Counters
 from .node import Node
 from .packets import Packets, arguments_of
@@ -88,6 +89,8 @@ class GeventMeshManager(ClusterApi, PubSubManager):  # type: ignore[misc]  # pyt
         logger: where to report; default: the logger ``gevent_mesh``.
         json: like python-socketio's own managers: the JSON module of a write-only manager.
         callback_timeout: seconds after which callbacks of clients on other nodes are freed.
+        drain_rate: how many clients are disconnected in a second when this node leaves.
+        drain_timeout: seconds after which all of them are, at a higher rate if need be.
         node_interop: form one mesh with Node.js servers that use ``socket.io-mesh-adapter`` 2.x. Their protocol sends
             the token in clear: only for a private network. See docs/nodejs.md.
         ssl_context: listen with TLS. Default: made from the files that ``MESH_TLS_CERT``, ``MESH_TLS_KEY`` and
@@ -126,6 +129,8 @@ class GeventMeshManager(ClusterApi, PubSubManager):  # type: ignore[misc]  # pyt
         logger: logging.Logger | None = None,
         json: Any = None,
         callback_timeout: float = 60.0,
+        drain_rate: float = 100.0,
+        drain_timeout: float = 20.0,
         node_interop: bool = False,
         ssl_context: ssl.SSLContext | None = None,
         client_ssl_context: ssl.SSLContext | None = None,
@@ -148,6 +153,8 @@ class GeventMeshManager(ClusterApi, PubSubManager):  # type: ignore[misc]  # pyt
             channel=channel,
             write_only=write_only,
             callback_timeout=callback_timeout,
+            drain_rate=drain_rate,
+            drain_timeout=drain_timeout,
             node_interop=node_interop,
             ssl_context=ssl_context,
             client_ssl_context=client_ssl_context,
@@ -164,6 +171,7 @@ class GeventMeshManager(ClusterApi, PubSubManager):  # type: ignore[misc]  # pyt
         self._packets = Packets(None if json is None else type("Packet", (sio_packet.Packet,), {"json": json}))
         self._emitter = Emitter(self.config, self._mesh_logger) if write_only else None
         self._node = self._emitter or Node(self.config, self._mesh_logger, self._status)
+        self._leave: Leave | None = None
         self._clients = Clients(self)
         self._limits = ClientLimits(self.config, self._counters, self._mesh_logger)
         self._requests = Requests()
@@ -209,8 +217,9 @@ class GeventMeshManager(ClusterApi, PubSubManager):  # type: ignore[misc]  # pyt
             raise ConfigError("this GeventMeshManager already serves another server; make one for each")
         super().set_server(server)
         self._packets = Packets(server.packet_class)
-        self._clients.watch(server)
         self._limits.watch(server)
+        # Behind the limits, and so in front of them: whom a node that leaves refuses is no client to anybody.
+        self._clients.watch(server, is_closed=lambda: self._node.is_leaving)
         testclient.allow(GeventMeshManager)
 
     def initialize(self) -> None:
@@ -242,6 +251,9 @@ class GeventMeshManager(ClusterApi, PubSubManager):  # type: ignore[misc]  # pyt
     def forked(self) -> None:
         """The process is a fork: nothing that the parent opened belongs to it."""
         self._node.forked()
+        leave, self._leave = self._leave, None
+        if leave is not None:
+            leave.forget()
 
     def start(self) -> None:
         """Join the mesh. Does nothing if this node has joined already.
@@ -251,6 +263,8 @@ class GeventMeshManager(ClusterApi, PubSubManager):  # type: ignore[misc]  # pyt
         Raises:
             StartError: `ws_port` cannot be bound.
         """
+        if self._leave is not None:
+            self._leave.wait()
         if self._node.mesh is not None:
             return
         startup.watch(self)
@@ -265,9 +279,44 @@ class GeventMeshManager(ClusterApi, PubSubManager):  # type: ignore[misc]  # pyt
             return " and looks for others on this host: no discovery service is named"
         return "" if self.config.discovery else " and works alone: its discovery_service_address is empty"
 
-    def stop(self, timeout: float = 2.0) -> None:
-        """Leave the mesh, until `start` is called. What was emitted still goes out, for at most `timeout` seconds."""
-        self._node.stop(timeout)
+    def stop(self, timeout: float = FLUSH_SECONDS) -> None:
+        """Leave the mesh, until `start` is called; a node does so by itself when its server stops.
+
+        New clients are refused, those that are here are disconnected (`drain_rate`, `drain_timeout`) and will connect
+        elsewhere, what was emitted goes out, and the other nodes are told.
+
+        Args:
+            timeout: seconds that other nodes have to take what was emitted, once the clients are gone.
+        """
+        self._stop(timeout)
+
+    def _stop(self, timeout: float) -> bool:
+        self._node.is_stopped = True
+        leave = self._begin_leave(timeout)
+        if leave is None:
+            return self._node.stop(timeout)
+        leave.wait()
+        return leave.is_flushed
+
+    def _begin_leave(self, flush_seconds: float) -> Leave | None:
+        """Begin to leave, or tell what is on its way already; None for what has not joined, or has no clients."""
+        if self._leave is not None and not self._leave.is_over:
+            return self._leave
+        if self._node.mesh is None:
+            return None
+        self._leave = Leave(
+            self._node,
+            self._clients,
+            rate=self.config.drain_rate,
+            drain_seconds=self.config.drain_timeout,
+            flush_seconds=flush_seconds,
+            logger=self._mesh_logger,
+        )
+        return self._leave
+
+    def ending(self) -> Leave | None:
+        """The process does not serve any more: leave, as `stop` does. Another server in it brings this node back."""
+        return None if self.server is None else self._begin_leave(FLUSH_SECONDS)
 
     def flush(self, timeout: float = 10.0) -> bool:
         """Wait until every node that is there has what was emitted.
@@ -284,16 +333,12 @@ class GeventMeshManager(ClusterApi, PubSubManager):  # type: ignore[misc]  # pyt
         return mesh is None or mesh.outboxes.flush(timeout)
 
     def close(self, timeout: float = 10.0) -> bool:
-        """`flush`, then leave the mesh, until `start` is called.
+        """`stop`, and tell how it went.
 
         Returns:
             Whether every node that is there has what was emitted.
         """
-        if self._emitter is not None:
-            return self._emitter.close(timeout)
-        is_flushed = self.flush(timeout)
-        self.stop(0.0)
-        return is_flushed
+        return self._stop(timeout)
 
     def wait_for_peers(self, count: int, timeout: float | None = 10.0) -> bool:
         """Wait until links to at least `count` other nodes are up.

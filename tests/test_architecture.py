@@ -49,6 +49,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "emitter": {"clients", "cluster", "node", "config", "net", "protocol", "errors"},
     "relay": {"cluster", "node", "service", "protocol", "errors"},
     "asking": {"cluster", "node", "packets", "service", "net", "protocol", "errors"},
+    "leaving": {"clients", "node"},
     "startup": {"errors"},
     "testclient": {"errors"},
     "manager": {
@@ -57,6 +58,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "cluster",
         "commands",
         "emitter",
+        "leaving",
         "limits",
         "node",
         "packets",

@@ -44,7 +44,7 @@ def test_without_any_option_a_node_is_on_loopback_and_finds_those_of_its_host() 
         discovery=(f"ws://127.0.0.1:{port}",), embedded_port=port, port=0, host="127.0.0.1", address="",
         heartbeat_interval=5.0, heartbeat_timeout=10.0,
         outbox_bytes=16 * 1024 * 1024, resume_window=30.0, tokens=(), channel="socketio", write_only=False,
-        callback_timeout=60.0, node_interop=False,
+        callback_timeout=60.0, drain_rate=100.0, drain_timeout=20.0, node_interop=False,
     )  # fmt: skip
 
 
@@ -52,12 +52,13 @@ def test_every_option_has_its_place() -> None:
     assert config(
         discovery_service_address="ws://d:1", ws_port=1, ws_host="10.0.0.1", server_address="ws://a:2",
         heartbeat_interval=1, heartbeat_timeout=3, buffered_amount_threshold=65536, resume_window=0,
-        auth_token=TOKEN, channel="c", callback_timeout=9, node_interop=True,
+        auth_token=TOKEN, channel="c", callback_timeout=9, drain_rate=1, drain_timeout=0, node_interop=True,
         client_queue_bytes=70000, bounded_reader=False,
     ) == MeshConfig(
         discovery=("ws://d:1",), port=1, host="10.0.0.1", address="ws://a:2", heartbeat_interval=1,
         heartbeat_timeout=3, outbox_bytes=65536, resume_window=0, tokens=(TOKEN,), channel="c",
-        callback_timeout=9, node_interop=True, client_queue_bytes=70000, bounded_reader=False,
+        callback_timeout=9, drain_rate=1, drain_timeout=0, node_interop=True,
+        client_queue_bytes=70000, bounded_reader=False,
     )  # fmt: skip
 
 
@@ -258,6 +259,10 @@ def test_the_edges_of_what_is_allowed(options: dict[str, Any]) -> None:
         ),
         ({"callback_timeout": 0}, "callback_timeout must be more than 0"),
         ({"callback_timeout": math.nan}, "callback_timeout must be more than 0"),
+        ({"drain_rate": 0}, "drain_rate must be more than 0"),
+        ({"drain_rate": math.nan}, "drain_rate must be more than 0"),
+        ({"drain_rate": "fast"}, "drain_rate must be a number"),
+        ({"drain_timeout": -1}, "drain_timeout must be 0 seconds or more"),
         ({"channel": ""}, "channel must have 1 to 128 characters"),
         ({"channel": "c" * 129}, "channel must have 1 to 128 characters"),
         ({"buffered_amount_threshold": 65535}, "between 65536 and 67108864 bytes, not 65535"),

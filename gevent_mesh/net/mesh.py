@@ -201,25 +201,28 @@ class Mesh:
             client.start()
         self._scheduler = gevent.spawn(self._schedule)
 
-    def stop(self, timeout: float = FLUSH_SECONDS) -> None:
+    def stop(self, timeout: float = FLUSH_SECONDS) -> bool:
         """Leave the mesh: say so, after what was published has gone out.
 
         Args:
             timeout: the most seconds to wait until peers, also those that are not linked yet, have what is theirs.
+
+        Returns:
+            Whether they have.
         """
-        self.outboxes.flush(timeout)
+        is_flushed = self.outboxes.flush(timeout)
         self._stopping = True
         self._end()
+        return is_flushed
 
     def _end(self) -> None:
-        for client in self._discovery:
-            client.stop()
         if self._listener is not None:
             self._listener.stop()
         if self._scheduler is not None:
             self._scheduler.kill()
+        # At the same time, for peers should not wait for our goodbye while discovery does not answer.
         partings = [gevent.spawn(link.leave, Refusal.LEAVING, "leaving") for link in list(self._connections)]
-        gevent.joinall(partings)
+        gevent.joinall([*partings, *(gevent.spawn(client.stop) for client in self._discovery)])
         self._dials.kill()
 
     def forget(self) -> None:

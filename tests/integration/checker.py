@@ -99,6 +99,12 @@ class Checker:
         with self._lock:
             return self._streams.get(sender, Stream()).highest
 
+    def lowest(self, sender: str) -> int:
+        """The lowest number of one sender."""
+        with self._lock:
+            account = self._senders.get(sender)
+            return 0 if account is None else min(account.seen)
+
     def report(self, sent: Mapping[str, int], first: Mapping[str, int] | None = None) -> Report:
         """Compare with what the senders say.
 

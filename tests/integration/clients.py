@@ -66,7 +66,9 @@ class Client:
         session = requests.Session()
         session.trust_env = False
         self.io = _SocketIOClient(
-            reconnection=False, websocket_extra_options=direct, http_session=session, handle_sigint=False, **options
+            websocket_extra_options=direct,
+            http_session=session,
+            **{"reconnection": False, "handle_sigint": False, **options},
         )
         for namespace in namespaces:
             self.io.on("*", self._recorder(namespace), namespace=namespace)

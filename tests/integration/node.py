@@ -33,6 +33,7 @@ from geventwebsocket.handler import WebSocketHandler
 from gevent_mesh import GeventMeshManager
 from gevent_mesh.cluster.results import Outcome, RoomCounts, SocketList
 from gevent_mesh.net.pause import in_slices
+from gevent_mesh.service import Service
 from tests.integration.ear import Ear
 
 __all__ = ["dumps", "loads", "told_of"]
@@ -97,6 +98,16 @@ class Lobby(socketio.Namespace):  # type: ignore[misc]  # python-socketio has no
 
     def on_disconnect(self, sid: str, _reason: Any = None) -> None:
         self.emit("left", self.get_session(sid)["name"], room="lobby", skip_sid=sid)
+
+
+class Farewell(Service):
+    """Says how much was sent in all when the node has left: after that, nothing is."""
+
+    def __init__(self, control: Control) -> None:
+        self._control = control
+
+    def left(self) -> None:
+        print(json.dumps({"left": self._control.stop_traffic()}), flush=True)
 
 
 class Control:
@@ -267,7 +278,9 @@ class Control:
         for n in in_slices(range(count)):
             eio_sid = secrets.token_hex(10)
             self._sio.environ[eio_sid] = {"REMOTE_ADDR": "10.1.2.3", "QUERY_STRING": f"EIO=4&transport=websocket&n={n}"}
-            self._sio.eio.sockets[eio_sid] = SimpleNamespace(session={namespace: {"name": f"user {n}"}}, closed=False)
+            session = {namespace: {"name": f"user {n}"}}
+            # There is nothing to disconnect when the node leaves.
+            self._sio.eio.sockets[eio_sid] = SimpleNamespace(session=session, closing=True, closed=False)
             sid = secrets.token_hex(10)
             self._manager.basic_enter_room(sid, namespace, None, eio_sid=eio_sid)
             self._manager.basic_enter_room(sid, namespace, sid, eio_sid=eio_sid)
@@ -340,6 +353,9 @@ class Control:
     def _emit_numbered(self, count: int, room: str | None, padding: int) -> None:
         tail = ("x" * padding,) if padding else ()
         for _ in range(count):
+            if self._manager.mesh is None:
+                return
+            # Counted first: being killed while emit gives way must not let a number go out twice.
             self._sent += 1
             if self._ear is not None:
                 self._ear.emits(self._sent)
@@ -414,6 +430,7 @@ def build(options: dict[str, Any]) -> tuple[Any, GeventMeshManager, Control]:
     control = Control(sio, manager)
     if options.get("ear"):
         control.listen()
+    manager._node.add(Farewell(control))
 
     @sio.on("connect")  # type: ignore[untyped-decorator]  # python-socketio has no types
     def connected(sid: str, _environ: dict[str, Any], auth: Any = None) -> None:
