@@ -40,6 +40,7 @@ class Node:
         uid: 16 hex digits, new at every start.
         mesh: the running mesh; None before the start.
         is_stopped: it was stopped, and is not to join by itself.
+        is_leaving: it is on its way out, or has left: it takes no new client.
         read_packet: reads encoded packets of clients for Node peers; set before the start, where there may be some.
     """
 
@@ -48,6 +49,7 @@ class Node:
         self.uid = new_uid()
         self.mesh: Mesh | None = None
         self.is_stopped = False
+        self.is_leaving = False
         self.status = status
         self.read_packet: ReadPacket | None = None
         self._logger = logger
@@ -215,9 +217,13 @@ class Node:
         handler = self._handlers.get(message.type)
         if handler is not None:
             handler(peer, message)
+            peer.hearing.acted()
 
     def on_linked(self, peer: Peer) -> None:
         self._tell("linked", lambda service: service.linked(peer))
+
+    def on_heartbeat(self, peer: Peer) -> None:
+        self._tell("heartbeat", lambda service: service.heartbeat(peer))
 
     def on_lapsed(self, peer: Peer) -> None:
         self._tell("lapsed", lambda service: service.lapsed(peer))
