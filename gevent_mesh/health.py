@@ -5,9 +5,10 @@ Rules:
 - *Ready* means that clients which come here get what is emitted anywhere. At first that takes a link to every live
   member: one that a roster names and that is not given up after `resume_window`. So a name that nobody can reach keeps
   nobody waiting for longer than that.
-- From then on a node answers for itself alone, or one sick member would take the clients away from all others: it is
-  not ready when it hears none of the live others, or is in the smaller part of a mesh that has fallen apart, or is deaf
-  to somebody whose link is up. Newcomers have yet to come to it.
+- From then on a link that breaks counts for as long as its peer is present (see `gevent_mesh.protocol.peers`): a moment.
+  Who has been silent for longer, and newcomers that cannot be reached, do not count by themselves, or one sick member
+  would take the clients away from all others. But who hears none of the live others, or less than half of the mesh, is
+  the sick one itself, and so is who is deaf to somebody whose link is up.
 - *Healthy* means that this process need not be started anew: deafness heals by a new link, except when it does not.
 - Every heartbeat of a peer is answered with a PROBE, so that the way from the outbox of one node to the services of
   another is proved by something even when nothing is emitted (see `gevent_mesh.protocol.hearing`).
@@ -26,6 +27,7 @@ from gevent.pywsgi import WSGIServer
 from .net.mesh import Mesh
 from .net.watch import MAX_LEFT_BEHIND
 from .node import Node
+from .protocol.membership import PeerState
 from .protocol.messages import ClusterMessage, MessageType
 from .protocol.peers import Peer
 from .service import Handler, Service
@@ -126,10 +128,15 @@ class HealthService(Service):
             self._has_formed = True
             return []
         heard = len(live) - len(missing)
-        # Together with this node itself, of all of them.
-        if self._has_formed and heard and 2 * (heard + 1) >= len(live) + 1:
+        # Half of the mesh, with this node itself.
+        is_large = heard > 0 and 2 * (heard + 1) >= len(live) + 1
+        if self._has_formed and is_large and not any(_has_just_broken(peer) for peer in live):
             return []
         return [f"it hears {heard} of {len(live)} other nodes"]
+
+
+def _has_just_broken(peer: Peer) -> bool:
+    return peer.present and peer.member.state is PeerState.SUSPECT
 
 
 def _troubles(mesh: Mesh, deaf: list[Peer]) -> list[str]:

@@ -200,7 +200,7 @@ class Listener:
         self._server.start()
 
     def revive(self) -> None:
-        """Listen again if accepting has ended, for an error that gevent takes for a final one. May be called at any time."""
+        """Listen again if accepting has ended: some errors are final ones to gevent."""
         server = self._server
         if server is None or not server.closed:
             return
@@ -210,7 +210,7 @@ class Listener:
             _log.error("port %s did not accept any more; it does again", self.port)
         except StartError as error:
             self._server = server
-            _log.error("port %s does not accept any more: %s", self.port, error)  # noqa: TRY400  # it says all
+            _log.error("port %s does not accept any more: %s", self.port, error)
 
     def stop(self) -> None:
         """Accept no more and abort the strangers. Connections that were admitted belong to their owner."""
