@@ -5,13 +5,11 @@ Rules:
 - *Ready* means that clients which come here get what is emitted anywhere. At first that takes a link to every live
   member: one that a roster names and that is not given up after `resume_window`. So a name that nobody can reach keeps
   nobody waiting for longer than that.
-- From then on a link that breaks counts for as long as its peer is present (see `gevent_mesh.protocol.peers`): a moment.
+- From then on a link that breaks counts as long as its peer is present (see `gevent_mesh.protocol.peers`): a moment.
   Who has been silent for longer, and newcomers that cannot be reached, do not count by themselves, or one sick member
   would take the clients away from all others. But who hears none of the live others, or less than half of the mesh, is
   the sick one itself, and so is who is deaf to somebody whose link is up.
 - *Healthy* means that this process need not be started anew: deafness heals by a new link, except when it does not.
-- Every heartbeat of a peer is answered with a PROBE, so that the way from the outbox of one node to the services of
-  another is proved by something even when nothing is emitted (see `gevent_mesh.protocol.hearing`).
 """
 
 from __future__ import annotations
@@ -34,6 +32,8 @@ from .service import Handler, Service
 
 __all__ = ["Health", "HealthApp", "HealthService"]
 
+SILENT_TIMEOUTS = 0.9
+"""Who has said nothing for so long, in times of `heartbeat_timeout`, is not heard. There were heartbeats to come."""
 NOT_HEALED_TIMEOUTS = 3.0
 """Deafness that has lasted for so many times `heartbeat_timeout`, over new links, does not heal by itself."""
 
@@ -51,7 +51,7 @@ class Health:
         links_expected: live other nodes.
         links_up: those of them that are heard.
         missing: uids of those that are not.
-        deaf: uids of those whose link is up, and of whom no message gets through.
+        deaf: uids of those of whom no message gets through, over whatever link.
         stuck: messages of other nodes that are in the hands of code that does not come back.
     """
 
@@ -68,7 +68,7 @@ class Health:
 
 
 class HealthService(Service):
-    """Answers heartbeats, and judges how this node is.
+    """Judges how this node is.
 
     Args:
         node: whom it is about.
@@ -80,13 +80,10 @@ class HealthService(Service):
 
     @property
     def handlers(self) -> Mapping[MessageType, Handler]:
-        return {MessageType.PROBE: self._on_probe}
+        return {MessageType.HEARTBEAT: self._on_heartbeat}
 
-    def _on_probe(self, peer: Peer, message: ClusterMessage) -> None:
-        """It has come so far: that is all there is to it."""
-
-    def heartbeat(self, peer: Peer) -> None:
-        self._node.send(peer.uid, MessageType.PROBE, "/", {})
+    def _on_heartbeat(self, peer: Peer, message: ClusterMessage) -> None:
+        """It has come so far: that is all there is to it (see `gevent_mesh.protocol.hearing`)."""
 
     def left(self) -> None:
         self._has_formed = False
@@ -101,8 +98,9 @@ class HealthService(Service):
         if mesh is None:
             return Health(False, True, ("it has not joined the mesh",), is_leaving=node.is_leaving)
         live = mesh.table.live()
-        missing = [peer.uid for peer in live if not peer.is_heard]
-        deaf = [peer for peer in live if peer.link is not None and not peer.is_heard]
+        silent_since = monotonic() - SILENT_TIMEOUTS * mesh.config.heartbeat_timeout
+        deaf = [peer for peer in live if peer.hearing.deaf_since is not None]
+        missing = [peer.uid for peer in live if peer.link is None or peer in deaf or peer.link.heard_at < silent_since]
         doubts = [*self._doubts(live, missing), *(f"nothing that {peer.uid} sends gets through" for peer in deaf)]
         troubles = _troubles(mesh, deaf)
         return Health(

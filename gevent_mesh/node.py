@@ -223,7 +223,7 @@ class Node:
         self._tell("linked", lambda service: service.linked(peer))
 
     def on_heartbeat(self, peer: Peer) -> None:
-        self._tell("heartbeat", lambda service: service.heartbeat(peer))
+        self.hand_on(peer, ClusterMessage(MessageType.HEARTBEAT, peer.uid, "/", {}))
 
     def on_lapsed(self, peer: Peer) -> None:
         self._tell("lapsed", lambda service: service.lapsed(peer))

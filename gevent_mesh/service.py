@@ -31,9 +31,6 @@ class Service:
     def linked(self, peer: Peer) -> None:
         """A link to this peer is up. Nothing that came over it has been handed on yet."""
 
-    def heartbeat(self, peer: Peer) -> None:
-        """A heartbeat of this peer has come, and it wants an answer."""
-
     def lapsed(self, peer: Peer) -> None:
         """This peer does not count as present any more (see `gevent_mesh.protocol.peers`), until it is linked again."""
 

@@ -82,7 +82,7 @@ class MeshOwner(Protocol):
         """This peer is not present any more (see `gevent_mesh.protocol.peers`), until it is linked again."""
 
     def on_heartbeat(self, peer: Peer) -> None:
-        """A heartbeat came, in a link's reader, that wants an answer (see `gevent_mesh.protocol.hearing`)."""
+        """A heartbeat came, in a link's reader: hand it on as a message (see `gevent_mesh.protocol.hearing`)."""
 
     def on_sweep(self, now: float) -> None:
         """About once a second, or more often with a short `heartbeat_timeout`; `now` is monotonic."""
@@ -546,14 +546,11 @@ class Mesh:
         peer.clients = clients if type(clients) is int else None
         if type(namespaces) is list:
             peer.namespaces = frozenset(namespace for namespace in namespaces if type(namespace) is str)
-        if type(sent) is not int:
-            return
-        if peer.hearing.heartbeat(sent, link.protocol.undecodable + link.protocol.spoofed, monotonic()):
-            self._logger.error(
-                "deaf to %s: what it sends comes, and no service acts on it; it gets a new link", peer.uid
-            )
-            link.cut("nothing that came was acted on")
         self._tell("of a heartbeat", self._owner.on_heartbeat, peer)
+        dropped = link.protocol.undecodable + link.protocol.spoofed
+        if peer.hearing.judge(sent if type(sent) is int else None, dropped, monotonic()):
+            self._logger.error("deaf to %s: it is read, and no service acts on what it sends; it is relinked", peer.uid)
+            link.cut("nothing that came was acted on")
 
     def link_message(self, peer: Peer, message: ClusterMessage) -> None:
         self.counters.messages_received += 1

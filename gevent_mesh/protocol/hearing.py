@@ -2,13 +2,13 @@
 
 Rules:
 
-- That bytes come, and heartbeats among them, proves a socket and a reader, and not that messages are acted on.
+- That bytes come proves a socket and a reader, and not that anything is acted on. So every heartbeat is handed to a
+  service, by the same way as messages are, and whoever acts on anything of the peer says so (`acted`).
 - A heartbeat says how many messages its sender had sent before it, and comes behind them: what was sent between two
-  heartbeats has been handed on when the second one is read. If some were sent and no service has acted on a single one,
-  this node is deaf to that peer. No clock is asked, so a slow network, a backlog or a stopped process is no deafness.
-- So that there always is something between two heartbeats, each heartbeat is answered with a PROBE: a message like any
-  other, which asks for nothing.
-- A node that is deaf is so until a service has acted on something, whatever becomes of the link.
+  heartbeats has been handed on when the second one is read.
+- This node is deaf to a peer when no service has acted on its heartbeat, or on any of the messages before it. No clock
+  is asked: a slow network, a backlog or a process that was stopped is no deafness.
+- It remains so, whatever becomes of the link, until the second heartbeat of a link finds all in order.
 """
 
 from __future__ import annotations
@@ -23,39 +23,47 @@ class Hearing:
     """What is heard of one peer.
 
     Attributes:
-        deaf_since: when it was found that nothing gets through; None while something does.
+        deaf_since: when it was found that nothing gets through; None while all is in order.
     """
 
     deaf_since: float | None = None
-    _acted_on: int = 0
-    _acted_on_then: int = 0
-    _told: int | None = None
+    _acted: int = 0
+    _acted_then: int = 0
+    _sent: int | None = None
     _dropped: int = 0
+    _is_known: bool = False
 
     def begin(self) -> None:
         """A link is up. Its first heartbeat is where counting begins: numbers may have been given up before it."""
-        self._told, self._dropped = None, 0
+        self._sent, self._dropped, self._is_known = None, 0, False
+        self._acted_then = self._acted
 
     def acted(self) -> None:
-        """A service has acted on a message of the peer."""
-        self._acted_on += 1
-        self.deaf_since = None
+        """A service has acted on a message, or on a heartbeat."""
+        self._acted += 1
 
-    def heartbeat(self, sent: int, dropped: int, now: float) -> bool:
-        """The peer says how many messages it had sent before this heartbeat.
+    def judge(self, sent: int | None, dropped: int, now: float) -> bool:
+        """Call it when a heartbeat has come, and been handed on.
 
         Args:
-            sent: the number of the last one.
+            sent: the number of the last message that the peer had sent before, if it says so.
             dropped: how many messages of this link were not worth handing on, in all.
 
         Returns:
-            Whether nothing of what it sent since its last heartbeat has got through.
+            Whether this node is deaf to the peer.
         """
-        before, self._told = self._told, sent
-        acted_on_then, self._acted_on_then = self._acted_on_then, self._acted_on
+        # The heartbeat, and one message if there were any.
+        needed = 1 + self._were_sent(sent, dropped)
+        acted, self._acted_then = self._acted - self._acted_then, self._acted
+        was_known, self._is_known = self._is_known, True
+        if acted < needed:
+            self.deaf_since = now if self.deaf_since is None else self.deaf_since
+        elif was_known:
+            self.deaf_since = None
+        return acted < needed
+
+    def _were_sent(self, sent: int | None, dropped: int) -> bool:
+        """Whether messages were sent since the last heartbeat that should have been acted on."""
+        before, self._sent = self._sent, sent
         dropped_now, self._dropped = dropped - self._dropped, dropped
-        if before is None or sent - before <= dropped_now or self._acted_on > acted_on_then:
-            return False
-        if self.deaf_since is None:
-            self.deaf_since = now
-        return True
+        return before is not None and sent is not None and sent - before > dropped_now

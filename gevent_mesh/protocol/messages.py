@@ -77,7 +77,7 @@ MAX_ROOM_DEPTH = 16
 
 class MessageType(IntEnum):
     """Append only. Types 1, 2 and 13 serve Node peers, which have no heartbeat frames and no BYE; those from 32 on are
-    ours alone, and never sent to Node peers. 36 and 37 are presence's, 40 to 46 the emitters', 47 is the health's."""
+    ours alone, and never sent to Node peers. 36 and 37 are presence's, 40 to 46 the emitters'."""
 
     INITIAL_HEARTBEAT = 1
     HEARTBEAT = 2
@@ -105,7 +105,6 @@ class MessageType(IntEnum):
     TOLD = 44
     REPLY = 45
     COUNT_SERVERS = 46
-    PROBE = 47
 
 
 @dataclass(slots=True)
@@ -668,5 +667,4 @@ _CHECKS: dict[int, Callable[[dict[str, Any]], None]] = {
     MessageType.TOLD: _told,
     MessageType.REPLY: _reply,
     MessageType.COUNT_SERVERS: _request_id,
-    MessageType.PROBE: _nothing,
 }

@@ -86,11 +86,6 @@ class Peer:
         return not self.is_nodejs or namespace in self.namespaces
 
     @property
-    def is_heard(self) -> bool:
-        """Whether its link is up and what it sends gets through."""
-        return self.link is not None and self.hearing.deaf_since is None
-
-    @property
     def is_emitter(self) -> bool:
         """Whether it publishes only. No roster names an emitter."""
         return not self.receives_events

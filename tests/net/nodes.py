@@ -138,7 +138,7 @@ class Member:
         self.linked.append(peer.uid)
 
     def on_heartbeat(self, peer: Peer) -> None:
-        pass
+        peer.hearing.acted()
 
     def on_lapsed(self, peer: Peer) -> None:
         self.lapsed.append(peer.uid)

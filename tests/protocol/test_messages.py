@@ -67,7 +67,6 @@ def test_our_own_type_numbers_never_change() -> None:
         "TOLD": 44,
         "REPLY": 45,
         "COUNT_SERVERS": 46,
-        "PROBE": 47,
     }
 
 
@@ -82,8 +81,6 @@ VALID: list[tuple[MessageType, Any]] = [
     (MessageType.HEARTBEAT, None),
     (MessageType.HEARTBEAT, "ignored"),
     (MessageType.ADAPTER_CLOSE, None),
-    (MessageType.PROBE, {}),
-    (MessageType.PROBE, None),
     (MessageType.BROADCAST, messages.broadcast(OPTS, packet=["event", 1, b"bin", None])),
     (MessageType.BROADCAST, messages.broadcast(OPTS, packet=["event"])),
     (MessageType.BROADCAST, messages.broadcast(OPTS, packet=["event"], request_id="ab")),
@@ -167,8 +164,7 @@ def cases(kind: MessageType, make: Callable[[Any], Any], *values: Any) -> list[t
 
 
 T = MessageType
-WITHOUT_DATA = (T.INITIAL_HEARTBEAT, T.HEARTBEAT, T.ADAPTER_CLOSE, T.PROBE)
-WITH_DATA = [kind for kind in MessageType if kind not in WITHOUT_DATA]
+WITH_DATA = [kind for kind in MessageType if kind not in (T.INITIAL_HEARTBEAT, T.HEARTBEAT, T.ADAPTER_CLOSE)]
 BAD_OPTIONAL_ID = [bad for bad in BAD_ID if bad is not None]
 
 NO_DATA: list[Any] = [None, [], "data", 1, b""]
