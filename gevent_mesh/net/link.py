@@ -158,7 +158,7 @@ class Link:
         )
 
     def leave_behind(self, reason: str) -> None:
-        """End a link whose reader does not come back, without it. Waits for at most `PARTING_SECONDS`."""
+        """End a link whose reader does not come back, without it."""
         self.cut(reason)
         self._finish()
 
@@ -304,7 +304,8 @@ class Link:
         if writer is None:
             return
         self.wake()
-        writer.join(PARTING_SECONDS if self.protocol.phase is Phase.CLOSED else 0)
+        has_last_words = self.protocol.phase is Phase.CLOSED and not self.transport.ended
+        writer.join(PARTING_SECONDS if has_last_words else 0)
         if not writer.dead:
             self.transport.abort()
             writer.kill(block=False)

@@ -69,7 +69,7 @@ class Watch:
             "%r is stuck: %s does not come back. Its peer gets a new link.\n%s", link, who, link.stacks()
         )
         self.keep(link)
-        # It may wait for the last words, and we may not.
+        # The end of a link lets others run; we are looking at all of them.
         gevent.spawn(link.leave_behind, f"{who} was stuck")
 
     def keep(self, link: Link) -> None:
