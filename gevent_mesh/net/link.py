@@ -138,9 +138,14 @@ class Link:
     @property
     def reader_at(self) -> float | None:
         """Where the reader is, as a number that changes whenever it comes further; None while it waits for bytes."""
-        if self.reader is None or not (self._is_handling or self.protocol.phase is Phase.CLOSED):
+        if self.reader is None or not (self._is_handling or self.is_cut):
             return None
         return worked_at(self.reader)
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether the reader has nothing to do but to come back."""
+        return self.protocol.phase is Phase.CLOSED and not self._is_handling and not self._is_over
 
     @property
     def writer_at(self) -> int | None:

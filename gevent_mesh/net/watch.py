@@ -24,6 +24,8 @@ __all__ = ["MAX_LEFT_BEHIND", "Watch"]
 
 MAX_LEFT_BEHIND = 8
 """Readers that may wait in their messages at a time. So many do not come by chance: it is time for a new process."""
+LOOKS_AT_CUT = 2
+"""A reader whose link is cut comes back at once."""
 
 
 class _Places(NamedTuple):
@@ -59,9 +61,12 @@ class Watch:
             reader_looks = _looks(before.reader, places.reader, reader_looks)
             writer_looks = _looks(before.writer, places.writer, writer_looks)
             seen[link] = places, reader_looks, writer_looks
-            if max(reader_looks, writer_looks) >= self._looks:
+            if reader_looks >= (LOOKS_AT_CUT if link.is_cut else self._looks):
                 del seen[link]
-                self._heal(link, "its reader" if reader_looks >= self._looks else "its writer")
+                self._heal(link, "its reader")
+            elif writer_looks >= self._looks:
+                del seen[link]
+                self._heal(link, "its writer")
         self._seen = seen
 
     def _heal(self, link: Link, who: str) -> None:
