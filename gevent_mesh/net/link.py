@@ -214,9 +214,6 @@ class Link:
                 if monotonic() > slice_ends:
                     give_way()
                     slice_ends = monotonic() + SLICE_SECONDS
-            if self._is_over:
-                # Left behind: the session belongs to another link now.
-                return
             self._after_receive()
             self._is_handling = False
 

@@ -546,9 +546,10 @@ class Mesh:
         peer.clients = clients if type(clients) is int else None
         if type(namespaces) is list:
             peer.namespaces = frozenset(namespace for namespace in namespaces if type(namespace) is str)
-        self._tell("of a heartbeat", self._owner.on_heartbeat, peer)
         dropped = link.protocol.undecodable + link.protocol.spoofed
-        if peer.hearing.judge(sent if type(sent) is int else None, dropped, monotonic()):
+        peer.hearing.heartbeat(sent if type(sent) is int else None, dropped)
+        self._tell("of a heartbeat", self._owner.on_heartbeat, peer)
+        if peer.hearing.judge(monotonic()):
             self._logger.error("deaf to %s: it is read, and no service acts on what it sends; it is relinked", peer.uid)
             link.cut("nothing that came was acted on")
 

@@ -28,42 +28,38 @@ class Hearing:
 
     deaf_since: float | None = None
     _acted: int = 0
-    _acted_then: int = 0
     _sent: int | None = None
     _dropped: int = 0
+    _has_missed: bool = False
     _is_known: bool = False
 
     def begin(self) -> None:
         """A link is up. Its first heartbeat is where counting begins: numbers may have been given up before it."""
-        self._sent, self._dropped, self._is_known = None, 0, False
-        self._acted_then = self._acted
+        self._acted, self._sent, self._dropped, self._is_known = 0, None, 0, False
 
     def acted(self) -> None:
         """A service has acted on a message, or on a heartbeat."""
         self._acted += 1
 
-    def judge(self, sent: int | None, dropped: int, now: float) -> bool:
-        """Call it when a heartbeat has come, and been handed on.
+    def heartbeat(self, sent: int | None, dropped: int) -> None:
+        """A heartbeat has come, and is about to be handed on.
 
         Args:
             sent: the number of the last message that the peer had sent before, if it says so.
             dropped: how many messages of this link were not worth handing on, in all.
-
-        Returns:
-            Whether this node is deaf to the peer.
         """
-        # The heartbeat, and one message if there were any.
-        needed = 1 + self._were_sent(sent, dropped)
-        acted, self._acted_then = self._acted - self._acted_then, self._acted
-        was_known, self._is_known = self._is_known, True
-        if acted < needed:
+        before, self._sent = self._sent, sent
+        dropped_now, self._dropped = dropped - self._dropped, dropped
+        were_sent = before is not None and sent is not None and sent - before > dropped_now
+        self._has_missed = were_sent and not self._acted
+        self._acted = 0
+
+    def judge(self, now: float) -> bool:
+        """The heartbeat has been handed on. Returns whether this node is deaf to the peer."""
+        is_deaf = self._has_missed or not self._acted
+        was_known, self._is_known, self._acted = self._is_known, True, 0
+        if is_deaf:
             self.deaf_since = now if self.deaf_since is None else self.deaf_since
         elif was_known:
             self.deaf_since = None
-        return acted < needed
-
-    def _were_sent(self, sent: int | None, dropped: int) -> bool:
-        """Whether messages were sent since the last heartbeat that should have been acted on."""
-        before, self._sent = self._sent, sent
-        dropped_now, self._dropped = dropped - self._dropped, dropped
-        return before is not None and sent is not None and sent - before > dropped_now
+        return is_deaf

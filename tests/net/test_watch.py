@@ -72,6 +72,24 @@ def test_reader_that_is_blocked_is_left_behind_and_what_comes_behind_its_message
     assert deaf.mesh.counters.received_lost == other.mesh.counters.sent_lost == 0
 
 
+def test_reader_that_comes_back_late_is_not_taken_for_the_dial_that_is_under_way(
+    join: Join, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, two = pair(join, **TIMES)
+    block = Block(one, 1)
+    two.say()
+    eventually(lambda: one.mesh.watch.left_behind == 1)
+    linked(one, two)
+    # The next dial takes its time.
+    monkeypatch.setattr("gevent_mesh.net.mesh.dial", lambda *_arguments, **_options: Event().wait())
+    monkeypatch.setattr("gevent_mesh.protocol.membership.FALLBACK_SECONDS", 60.0)
+    link_of(one, two).cut("by the test")
+    eventually(lambda: one.peer(two).dialing)
+    block.released.set()
+    eventually(lambda: one.mesh.watch.left_behind == 0)
+    assert one.peer(two).dialing
+
+
 def test_readers_that_are_left_behind_are_not_kept_without_end(
     join: Join, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

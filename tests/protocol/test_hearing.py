@@ -7,11 +7,16 @@ import pytest
 from gevent_mesh.protocol.hearing import Hearing
 
 
-def heartbeat(hearing: Hearing, sent: int | None, now: float, *, dropped: int = 0, acted: int = 1) -> bool:
-    """A heartbeat comes, and so many services act on it and on what came before it."""
-    for _ in range(acted):
+def heartbeat(
+    hearing: Hearing, sent: int | None, now: float, *, dropped: int = 0, messages: int = 0, gets_through: bool = True
+) -> bool:
+    """A heartbeat comes, after messages of which so many were acted on."""
+    for _ in range(messages):
         hearing.acted()
-    return hearing.judge(sent, dropped, now)
+    hearing.heartbeat(sent, dropped)
+    if gets_through:
+        hearing.acted()
+    return hearing.judge(now)
 
 
 @pytest.fixture
@@ -24,8 +29,12 @@ def hearing() -> Hearing:
 
 
 def test_heartbeat_that_no_service_acts_on_is_deafness(hearing: Hearing) -> None:
-    assert heartbeat(hearing, 10, 5.0, acted=0)
+    assert heartbeat(hearing, 10, 5.0, gets_through=False)
     assert hearing.deaf_since == 5.0
+
+
+def test_heartbeat_is_judged_by_itself_whatever_came_before_it(hearing: Hearing) -> None:
+    assert heartbeat(hearing, 500, 5.0, messages=490, gets_through=False)
 
 
 def test_messages_that_no_service_acts_on_are_deafness_though_heartbeats_get_through(hearing: Hearing) -> None:
@@ -35,7 +44,7 @@ def test_messages_that_no_service_acts_on_are_deafness_though_heartbeats_get_thr
 
 
 def test_one_message_that_is_acted_on_is_enough(hearing: Hearing) -> None:
-    assert not heartbeat(hearing, 500, 5.0, acted=2)
+    assert not heartbeat(hearing, 500, 5.0, messages=1)
     assert heartbeat(hearing, 501, 10.0)
 
 
@@ -48,7 +57,7 @@ def test_a_peer_that_sends_nothing_is_not_unheard(hearing: Hearing) -> None:
 def test_a_peer_that_does_not_count_is_judged_by_its_heartbeats(hearing: Hearing) -> None:
     assert not heartbeat(hearing, None, 5.0)
     assert not heartbeat(hearing, 500, 10.0)
-    assert heartbeat(hearing, None, 15.0, acted=0)
+    assert heartbeat(hearing, None, 15.0, gets_through=False)
 
 
 def test_what_was_dropped_for_its_shape_proves_nothing(hearing: Hearing) -> None:
@@ -58,7 +67,7 @@ def test_what_was_dropped_for_its_shape_proves_nothing(hearing: Hearing) -> None
 
 def test_deafness_ends_with_a_heartbeat_that_finds_all_in_order(hearing: Hearing) -> None:
     assert heartbeat(hearing, 11, 5.0)
-    assert not heartbeat(hearing, 12, 10.0, acted=2)
+    assert not heartbeat(hearing, 12, 10.0, messages=1)
     assert hearing.deaf_since is None
 
 
@@ -70,7 +79,7 @@ def test_a_new_link_is_judged_from_its_first_heartbeat_on(hearing: Hearing) -> N
     assert hearing.deaf_since == 6.0
     assert heartbeat(hearing, 5001, 25.0)
     assert hearing.deaf_since == 6.0
-    assert not heartbeat(hearing, 5002, 30.0, acted=2)
+    assert not heartbeat(hearing, 5002, 30.0, messages=1)
     assert hearing.deaf_since is None
 
 
