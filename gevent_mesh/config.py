@@ -41,6 +41,8 @@ class MeshConfig:
         write_only: this process publishes and asks, and serves no clients.
         callback_timeout: seconds after which a callback that some clients never answered is freed.
         node_interop: link to Node.js servers as well. They are sent the token in clear, and promise less.
+        client_queue_bytes: how much may wait for one client; None for any amount.
+        bounded_reader: refuse what clients send before it is read, when it is too large.
     """
 
     discovery: tuple[str, ...] = ()
@@ -56,6 +58,8 @@ class MeshConfig:
     write_only: bool = False
     callback_timeout: float = 60.0
     node_interop: bool = False
+    client_queue_bytes: int | None = 64 * 1024 * 1024
+    bounded_reader: bool = True
 
     @classmethod
     def from_options(
@@ -75,6 +79,8 @@ class MeshConfig:
         write_only: bool,
         callback_timeout: float,
         node_interop: bool = False,
+        client_queue_bytes: int | None = 64 * 1024 * 1024,
+        bounded_reader: bool = True,
         environ: Mapping[str, str] | None = None,
     ) -> MeshConfig:
         """Check the options of `GeventMeshManager` and fill in what is left out.
@@ -113,6 +119,7 @@ class MeshConfig:
                 f"buffered_amount_threshold must be between {MIN_THRESHOLD_BYTES} and {MAX_THRESHOLD_BYTES} bytes, "
                 f"not {buffered_amount_threshold}"
             )
+        _check_client_queue(client_queue_bytes)
         return cls(
             discovery=tuple(discovery),
             port=_port(ws_port, environ.get("MESH_PORT")),
@@ -127,6 +134,8 @@ class MeshConfig:
             write_only=write_only,
             callback_timeout=callback_timeout,
             node_interop=node_interop,
+            client_queue_bytes=client_queue_bytes,
+            bounded_reader=bounded_reader,
         )
 
 
@@ -165,6 +174,16 @@ def _port(option: int | None, environment: str | None) -> int:
 def _check_number(option: str, value: object) -> None:
     if not isinstance(value, (int, float)) or isinstance(value, bool):
         raise ConfigError(f"{option} must be a number, not {value!r}")
+
+
+def _check_client_queue(limit: int | None) -> None:
+    if limit is None:
+        return
+    _check_number("client_queue_bytes", limit)
+    if not limit >= MIN_THRESHOLD_BYTES:
+        raise ConfigError(
+            f"client_queue_bytes must be at least {MIN_THRESHOLD_BYTES} bytes, or None for no limit, not {limit}"
+        )
 
 
 def _check_times(interval: float, timeout: float, window: float, callback_timeout: float) -> None:

@@ -33,7 +33,9 @@ from .config import MeshConfig
 from .emitter import Emitter, EmitterQueries
 from .errors import ConfigError, PayloadNotEncodable
 from .health import Health, HealthService
+from .limits import ClientLimits
 from .net.mesh import Mesh, PeerInfo
+from .net.outboxes import Counters
 from .node import Node
 from .packets import Packets, arguments_of
 from .presence import Presence, PresenceService
@@ -86,6 +88,10 @@ class GeventMeshManager(ClusterApi, PubSubManager):  # type: ignore[misc]  # pyt
         callback_timeout: seconds after which callbacks of clients on other nodes are freed.
         node_interop: form one mesh with Node.js servers that use ``socket.io-mesh-adapter`` 2.x. Their protocol sends
             the token in clear: only for a private network. See docs/nodejs.md.
+        client_queue_bytes: how much may wait for one client that does not keep up, 64 KiB or more; one packet beyond
+            that, it is disconnected. None for any amount.
+        bounded_reader: refuse WebSocket messages of clients that are larger than the server's `max_http_buffer_size`
+            before they are read. False leaves reading to gevent-websocket. See docs/clients.md for both.
 
     Raises:
         ConfigError: an option cannot work; the text says what to change.
@@ -112,6 +118,8 @@ class GeventMeshManager(ClusterApi, PubSubManager):  # type: ignore[misc]  # pyt
         json: Any = None,
         callback_timeout: float = 60.0,
         node_interop: bool = False,
+        client_queue_bytes: int | None = 64 * 1024 * 1024,
+        bounded_reader: bool = True,
     ) -> None:
         self.config = MeshConfig.from_options(
             discovery_service_address=discovery_service_address,
@@ -128,6 +136,8 @@ class GeventMeshManager(ClusterApi, PubSubManager):  # type: ignore[misc]  # pyt
             write_only=write_only,
             callback_timeout=callback_timeout,
             node_interop=node_interop,
+            client_queue_bytes=client_queue_bytes,
+            bounded_reader=bounded_reader,
         )
         super().__init__(channel=channel, write_only=write_only, logger=logger)
         if json is not None:
@@ -138,6 +148,7 @@ class GeventMeshManager(ClusterApi, PubSubManager):  # type: ignore[misc]  # pyt
         self._emitter = Emitter(self.config, self._mesh_logger) if write_only else None
         self._node = self._emitter or Node(self.config, self._mesh_logger, self._status)
         self._clients = Clients(self)
+        self._limits = ClientLimits(self.config, self._counters, self._mesh_logger)
         self._requests = Requests()
         self._add_services()
         startup.watch(self)
@@ -183,6 +194,7 @@ class GeventMeshManager(ClusterApi, PubSubManager):  # type: ignore[misc]  # pyt
         super().set_server(server)
         self._packets = Packets(server.packet_class)
         self._clients.watch(server)
+        self._limits.watch(server)
         testclient.allow(GeventMeshManager)
 
     def initialize(self) -> None:
@@ -196,7 +208,7 @@ class GeventMeshManager(ClusterApi, PubSubManager):  # type: ignore[misc]  # pyt
         if not startup.is_served():
             self._mesh_logger.error(
                 "a client has come, and no gevent server runs in this process: other nodes may hear nothing of it. "
-                "Start with socketio.run(app), or gunicorn -k geventwebsocket.gunicorn.workers.GeventWebSocketWorker; "
+                "Start with socketio.run(app), or gunicorn -k gevent_mesh.gunicorn.GeventMeshWorker; "
                 "not with `flask run`, or another worker class"
             )
         self.serving()
@@ -339,6 +351,9 @@ class GeventMeshManager(ClusterApi, PubSubManager):  # type: ignore[misc]  # pyt
         reasons = () if node is not None else ("no node takes what is published",)
         return Health(node is not None, True, reasons, links_expected=1, links_up=int(node is not None))
 
+    def _counters(self) -> Counters | None:
+        return None if self._node.mesh is None else self._node.mesh.counters
+
     def _status(self) -> dict[str, Any]:
         """What heartbeats say of this node."""
         return {"clients": self._clients.count(), "namespaces": self._clients.namespaces()}
@@ -382,14 +397,13 @@ class GeventMeshManager(ClusterApi, PubSubManager):  # type: ignore[misc]  # pyt
             return
         encoded = self._packets.encode(event, arguments_of(data), selection.namespace)
         mesh = self._mesh_for(selection)
-        if mesh is None:
-            self._deliver(selection, encoded)
-            return
         # Encoded before anybody gets it: it may turn out to be too large.
-        outgoing = self._event_messages(mesh, selection, encoded)
+        outgoing = [] if mesh is None else self._event_messages(mesh, selection, encoded)
         self._deliver(selection, encoded)
-        for peers, message in outgoing:
-            mesh.outboxes.publish(peers, message)
+        if mesh is not None:
+            for peers, message in outgoing:
+                mesh.outboxes.publish(peers, message)
+        self._limits.keep_pace()
 
     def can_disconnect(self, sid: str, namespace: str) -> bool:
         """Whether `socketio.Server.disconnect` should disconnect `sid` itself; else its node is told to."""

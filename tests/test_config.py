@@ -47,10 +47,11 @@ def test_every_option_has_its_place() -> None:
         discovery_service_address="ws://d:1", ws_port=1, ws_host="10.0.0.1", server_address="ws://a:2",
         heartbeat_interval=1, heartbeat_timeout=3, buffered_amount_threshold=65536, resume_window=0,
         auth_token=TOKEN, channel="c", callback_timeout=9, node_interop=True,
+        client_queue_bytes=70000, bounded_reader=False,
     ) == MeshConfig(
         discovery=("ws://d:1",), port=1, host="10.0.0.1", address="ws://a:2", heartbeat_interval=1,
         heartbeat_timeout=3, outbox_bytes=65536, resume_window=0, tokens=(TOKEN,), channel="c",
-        callback_timeout=9, node_interop=True,
+        callback_timeout=9, node_interop=True, client_queue_bytes=70000, bounded_reader=False,
     )  # fmt: skip
 
 
@@ -153,6 +154,8 @@ def test_an_emitter_listens_nowhere_so_its_host_does_not_matter() -> None:
         {"buffered_amount_threshold": 64 * 1024},
         {"buffered_amount_threshold": 64 * 1024 * 1024},
         {"server_address": f"ws://{'a.' * 122}b:65535"},
+        {"client_queue_bytes": 64 * 1024},
+        {"client_queue_bytes": None},
     ],
 )
 def test_the_edges_of_what_is_allowed(options: dict[str, Any]) -> None:
@@ -209,6 +212,9 @@ def test_the_edges_of_what_is_allowed(options: dict[str, Any]) -> None:
         ({"channel": "c" * 129}, "channel must have 1 to 128 characters"),
         ({"buffered_amount_threshold": 65535}, "between 65536 and 67108864 bytes, not 65535"),
         ({"buffered_amount_threshold": 64 * 1024 * 1024 + 1}, "not 67108865"),
+        ({"client_queue_bytes": 65535}, "client_queue_bytes must be at least 65536 bytes, or None"),
+        ({"client_queue_bytes": math.nan}, "client_queue_bytes must be at least 65536"),
+        ({"client_queue_bytes": "1M"}, "client_queue_bytes must be a number"),
         ({"write_only": True}, "write_only=True needs a discovery_service_address"),
     ],
 )  # fmt: skip

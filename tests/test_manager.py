@@ -501,7 +501,7 @@ def test_being_served_without_gevent_is_said() -> None:
         application(environ, lambda status, headers: None)
         logging.shutdown()
     """
-    assert "GeventWebSocketWorker" in _run(code)
+    assert "GeventMeshWorker" in _run(code)
 
 
 def test_waiting_for_peers_ends_at_its_timeout(clustered: GeventMeshManager) -> None:

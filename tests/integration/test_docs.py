@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import socket
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from urllib.request import Request, urlopen
 import pytest
 from socketio.exceptions import ConnectionError
 
+from tests.browser import connect
 from tests.integration.clients import Client
 from tests.integration.nodejs_peer import NodejsPeer
 from tests.integration.page import python_of
@@ -21,7 +23,15 @@ from tests.support import eventually
 
 pytestmark = pytest.mark.integration
 
-RUN = {"README.md", "docs/cluster.md", "docs/emitters.md", "docs/health.md", "docs/nodejs.md", "docs/presence.md"}
+RUN = {
+    "README.md",
+    "docs/clients.md",
+    "docs/cluster.md",
+    "docs/emitters.md",
+    "docs/health.md",
+    "docs/nodejs.md",
+    "docs/presence.md",
+}
 """The pages with Python: each is run by a test of this module."""
 
 
@@ -67,6 +77,20 @@ def test_the_readme(pages: list[Page], clients: list[Client]) -> None:
     clients[0].io.emit("message", "hello")
     for client in clients:
         assert client.wait_for("message") == [("hello",)]
+
+
+@pytest.mark.parametrize("pages", ["docs/clients.md"], indirect=True)
+def test_limits_of_clients(pages: list[Page]) -> None:
+    page, _ = pages
+    with connect(page.http_port, socket) as slow, connect(page.http_port, socket) as large:
+        slow.open()
+        page.do("[socketio.emit('news', 'x' * 10_000) for _ in range(2000)] and None")
+        eventually(lambda: ask(page, "/cut") == {"slow": 1, "refused": 0})
+        assert page.do("reasons") in (["slow consumer"], [None])
+        large.open()
+        large.send("4" + "x" * 100_000)
+        assert large.close_code() == 1009
+        eventually(lambda: ask(page, "/cut") == {"slow": 1, "refused": 1})
 
 
 @pytest.mark.parametrize("pages", ["docs/cluster.md"], indirect=True)

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import signal
+import socket
 import sys
 import time
 import urllib.request
@@ -14,6 +15,8 @@ from typing import Any
 import psutil
 import pytest
 
+from gevent_mesh.protocol.websocket import Opcode
+from tests.browser import connect, frame_start
 from tests.integration.clients import Client
 from tests.integration.processes import Discovery, Fleet, Process
 from tests.integration.programs import gone
@@ -54,9 +57,9 @@ class Server:
         return ready
 
 
-def gunicorn(ships: Fleet, discovery: Discovery, *options: str, name: str = "gunicorn") -> Server:
+def gunicorn(ships: Fleet, discovery: Discovery, *options: str, name: str = "gunicorn", worker: str = WORKER) -> Server:
     command = [
-        sys.executable, "-m", "gunicorn", "-k", WORKER, "-b", "127.0.0.1:0", "--no-control-socket",
+        sys.executable, "-m", "gunicorn", "-k", worker, "-b", "127.0.0.1:0", "--no-control-socket",
         "--graceful-timeout", str(GRACEFUL_SECONDS), *options, f"{APP}:app",
     ]  # fmt: skip
     if not _knows_control_socket():
@@ -142,6 +145,20 @@ def test_workers_of_one_instance_form_a_mesh(ships: Fleet, clients: list[Client]
     processes = [psutil.Process(pid) for pid in after]
     assert ends(server, GRACEFUL_SECONDS + 5) < GRACEFUL_SECONDS + 4
     eventually(lambda: gone(processes))
+
+
+def test_our_worker_serves_the_same_and_refuses_what_is_too_large(ships: Fleet, clients: list[Client]) -> None:
+    server = gunicorn(ships, ships.discovery(), worker="gevent_mesh.gunicorn.GeventMeshWorker")
+    clients.append(Client(server.url))
+    server.get("/emit/event/0/20")
+    assert clients[0].wait_for("event", count=20) == [(number,) for number in range(20)]
+    with connect(int(server.url.rsplit(":")[-1]), socket) as browser:
+        browser.open()
+        browser.sock.sendall(frame_start(Opcode.TEXT, 1 << 30))
+        assert browser.close_code() == 1009
+    assert "At most 1000 connections" in server.process.output
+    assert ends(server, GRACEFUL_SECONDS + 5) < GRACEFUL_SECONDS + 4
+    assert "Traceback" not in server.process.output
 
 
 def test_socketio_run_and_an_http_route_that_emits_at_once(ships: Fleet, clients: list[Client]) -> None:
