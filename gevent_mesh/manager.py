@@ -63,15 +63,17 @@ class GeventMeshManager(ClusterApi, PubSubManager):  # type: ignore[misc]  # pyt
 
     ::
 
-        socketio = SocketIO(app, async_mode="gevent", client_manager=GeventMeshManager("ws://discovery:8000"))
+        socketio = SocketIO(app, async_mode="gevent", client_manager=GeventMeshManager())
 
     The node joins when its process begins to serve. Importing the application opens no socket.
 
     Args:
-        discovery_service_address: URL of the discovery service, or several. Without one (and without
-            ``MESH_DISCOVERY``, comma-separated) the node works alone.
-        ws_port: the port that peers dial, 0 for any free one. Default: ``MESH_PORT``, else 4000.
-        ws_host: the address to listen on. Default: 127.0.0.1 without a token, 0.0.0.0 with one.
+        discovery_service_address: URL of the discovery service, or several. Default: ``MESH_DISCOVERY``,
+            comma-separated; without that the nodes of this host find each other, with nothing else running. An empty
+            list: the node works alone.
+        ws_port: the port that peers dial, 0 for any free one. Default: ``MESH_PORT``, else 4000; without a discovery
+            service 0.
+        ws_host: the address to listen on. Default: 0.0.0.0 with a token and a discovery service, else 127.0.0.1.
         server_address: the URL under which peers reach this node. Default: ``MESH_ADDRESS``, else the address that the
             connection to discovery shows.
         heartbeat_interval: seconds between two heartbeats.
@@ -92,6 +94,8 @@ class GeventMeshManager(ClusterApi, PubSubManager):  # type: ignore[misc]  # pyt
             that, it is disconnected. None for any amount.
         bounded_reader: refuse WebSocket messages of clients that are larger than the server's `max_http_buffer_size`
             before they are read. False leaves reading to gevent-websocket. See docs/clients.md for both.
+        embedded_port: the port on 127.0.0.1 where the nodes of this host find each other when no discovery service is
+            named. Default: ``MESH_EMBEDDED_PORT``, else one made of the user's id and the channel.
 
     Raises:
         ConfigError: an option cannot work; the text says what to change.
@@ -120,6 +124,7 @@ class GeventMeshManager(ClusterApi, PubSubManager):  # type: ignore[misc]  # pyt
         node_interop: bool = False,
         client_queue_bytes: int | None = 64 * 1024 * 1024,
         bounded_reader: bool = True,
+        embedded_port: int | None = None,
     ) -> None:
         self.config = MeshConfig.from_options(
             discovery_service_address=discovery_service_address,
@@ -138,6 +143,7 @@ class GeventMeshManager(ClusterApi, PubSubManager):  # type: ignore[misc]  # pyt
             node_interop=node_interop,
             client_queue_bytes=client_queue_bytes,
             bounded_reader=bounded_reader,
+            embedded_port=embedded_port,
         )
         super().__init__(channel=channel, write_only=write_only, logger=logger)
         if json is not None:
@@ -242,12 +248,12 @@ class GeventMeshManager(ClusterApi, PubSubManager):  # type: ignore[misc]  # pyt
         self._node.start(self._packets.codec)
         if self._emitter is not None:
             return
-        if self.config.discovery:
-            self._mesh_logger.info("node %s has started", self.uid)
-        else:
-            self._mesh_logger.warning(
-                "no discovery service is named (discovery_service_address, MESH_DISCOVERY): this node works alone"
-            )
+        self._mesh_logger.info("node %s has started%s", self.uid, self._circle())
+
+    def _circle(self) -> str:
+        if self.config.embedded_port:
+            return " and looks for others on this host: no discovery service is named"
+        return "" if self.config.discovery else " and works alone: its discovery_service_address is empty"
 
     def stop(self, timeout: float = 2.0) -> None:
         """Leave the mesh, until `start` is called. What was emitted still goes out, for at most `timeout` seconds."""

@@ -40,7 +40,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "handler": {"websocket"},
     "gunicorn": {"handler"},
     "clients": {"fanout", "selection", "net"},
-    "node": {"routing", "service", "config", "net", "protocol", "errors"},
+    "embedded": {"errors"},
+    "node": {"embedded", "routing", "service", "config", "net", "protocol", "errors"},
     "cluster": {"clients", "node", "packets", "selection", "service", "net", "protocol", "errors"},
     "presence": {"clients", "node", "service", "net", "protocol", "errors"},
     "health": {"node", "service", "net", "protocol"},
@@ -85,8 +86,8 @@ DISCOVERY_MAY_IMPORT = (
     "gevent_mesh.net.transport",
     "gevent_mesh.errors",
 )
-# The parts of the library that may start a discovery service.
-MAY_START_DISCOVERY = {"cli"}
+# The part of the library that may start a discovery service.
+MAY_START_DISCOVERY = {"embedded"}
 
 IMPURE = {"asyncio", "gevent", "logging", "random", "secrets", "select", "signal", "socket", "ssl", "threading", "time"}
 

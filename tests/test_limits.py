@@ -36,7 +36,7 @@ class Served:
     def __init__(self, handler: type = WebSocketHandler, server: dict[str, Any] | None = None, **options: Any) -> None:
         self.gone: dict[str, str] = {}
         self.received: list[Any] = []
-        self.mesh = GeventMeshManager(None, **{"ws_port": 0, "client_queue_bytes": LIMIT, **options})
+        self.mesh = GeventMeshManager([], **{"ws_port": 0, "client_queue_bytes": LIMIT, **options})
         self.sio = socketio.Server(async_mode="gevent", client_manager=self.mesh, **(server or {}))
         self.sio.on("disconnect", self._gone)
         self.sio.on("say", lambda _sid, text: self.received.append(text))

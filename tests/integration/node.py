@@ -140,6 +140,7 @@ class Control:
             "outbox": {peer.uid: peer.session.outbox_bytes for peer in mesh.table},
             "strangers": dict(mesh._listener.strangers_cut) if mesh._listener else {},
             "discovery": [client.connected for client in mesh._discovery],
+            "serves_discovery": self._manager._node.embedded is not None and self._manager._node.embedded.is_serving,
             "requests": len(self._manager._requests),
             "sent": self._sent,
             "traffic": self._traffic is not None and not self._traffic.dead,

@@ -32,7 +32,7 @@ RUN = {
     "docs/nodejs.md",
     "docs/presence.md",
 }
-"""The pages with Python: each is run by a test of this module."""
+"""The pages with Python: each is run by a test of this module, README.md by `test_gunicorn`."""
 
 
 def test_every_page_with_python_is_run_by_a_test() -> None:
@@ -69,14 +69,6 @@ def pages(ships: Fleet, discovery: Discovery, request: Any) -> list[Page]:
 
 def vote(event: str, *arguments: Any) -> Any:
     return f"yes to {arguments[0]}" if event == "vote" else None
-
-
-@pytest.mark.parametrize("pages", ["README.md"], indirect=True)
-def test_the_readme(pages: list[Page], clients: list[Client]) -> None:
-    clients += [Client(page.url) for page in pages]
-    clients[0].io.emit("message", "hello")
-    for client in clients:
-        assert client.wait_for("message") == [("hello",)]
 
 
 @pytest.mark.parametrize("pages", ["docs/clients.md"], indirect=True)
