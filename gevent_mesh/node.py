@@ -230,8 +230,12 @@ class Node:
     def hand_on(self, peer: Peer, message: ClusterMessage) -> None:
         """Have the service that a message is for act on it, in the present greenlet."""
         handler = self._handlers.get(message.type)
-        if handler is not None:
+        if handler is None:
+            return
+        try:
             handler(peer, message)
+        finally:
+            # It has come through, whatever has become of it.
             peer.hearing.acted()
 
     def on_linked(self, peer: Peer) -> None:

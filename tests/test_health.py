@@ -264,6 +264,24 @@ def test_node_that_hears_heartbeats_and_no_messages_is_deaf(nodes: list[Node], m
     assert health_of(other).is_healthy
 
 
+def test_message_that_cannot_be_handled_is_no_deafness(nodes: list[Node], caplog: pytest.LogCaptureFixture) -> None:
+    one, other = nodes
+    assert one.mesh is not None
+
+    def fail(_peer: Peer, _message: object) -> None:
+        raise RuntimeError("boom")
+
+    one._handlers[MessageType.SERVER_SIDE_EMIT] = fail
+    other.publish(MessageType.SERVER_SIDE_EMIT, "/", messages.server_side_emit(["note"]))
+    eventually(lambda: "could not be handled" in caplog.text)
+    judged = one.mesh.table.get(other.uid)
+    assert judged is not None
+    sent = judged.hearing._sent
+    eventually(lambda: judged.hearing._sent != sent)
+    assert health_of(one).is_ready
+    assert one.mesh.counters.links_down == 0
+
+
 # ---------------------------------------------------------------------- over HTTP
 
 
