@@ -15,6 +15,7 @@ Rules:
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from time import monotonic
@@ -72,11 +73,14 @@ class HealthService(Service):
 
     Args:
         node: whom it is about.
+        logger: where to report.
     """
 
-    def __init__(self, node: Node) -> None:
+    def __init__(self, node: Node, logger: logging.Logger) -> None:
         self._node = node
+        self._logger = logger
         self._has_formed = False
+        self._was_ready = False
 
     @property
     def handlers(self) -> Mapping[MessageType, Handler]:
@@ -86,11 +90,14 @@ class HealthService(Service):
         """It has come so far: that is all there is to it (see `gevent_mesh.protocol.hearing`)."""
 
     def left(self) -> None:
-        self._has_formed = False
+        self._has_formed = self._was_ready = False
 
     def sweep(self, now: float) -> None:  # noqa: ARG002  # it is judged as whoever asks would
         # Also where nobody asks: it is for newcomers to wait, and not for those that were here before them.
-        self.health()
+        health = self.health()
+        if health.is_ready is not self._was_ready:
+            self._was_ready = health.is_ready
+            self._logger.info("ready" if health.is_ready else "not ready: %s", *health.reasons[:1])
 
     def health(self) -> Health:
         """How this node is now."""

@@ -173,7 +173,7 @@ class GeventMeshManager(ClusterApi, PubSubManager):  # type: ignore[misc]  # pyt
         self._relay = Relay(node, self._requests, self._acknowledgements, logger)
         questions = (self._acknowledgements, self._queries, self._server_events)
         self._asking = Asking(node, self, self._server_events, packets, logger)
-        self._health = HealthService(node)
+        self._health = HealthService(node, logger)
         node.add(commands, *questions, self._presence, self._relay, self._asking, self._health)
 
     def _make_queries(self) -> Queries:

@@ -27,6 +27,7 @@ from gevent_mesh.protocol.peers import Peer, PeerTable
 from tests.net.nodes import NOBODY
 from tests.support import eventually
 
+LOGGER = logging.getLogger("tests.health")
 UID = "00000000000000ff"
 OTHERS = [f"00000000000000{n:02x}" for n in range(9)]
 
@@ -44,7 +45,7 @@ class Fake:
         )
         self.is_leaving = False
         self.knows_nodes = True
-        self.service = HealthService(self)  # type: ignore[arg-type]  # what it looks at
+        self.service = HealthService(self, LOGGER)  # type: ignore[arg-type]  # what it looks at
         self.name(*named)
 
     def name(self, *uids: str) -> None:
@@ -204,6 +205,18 @@ def test_leaving_node_is_not_ready_and_well() -> None:
     assert health.reasons == ("it is leaving the mesh",)
 
 
+def test_change_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    fake = Fake().formed(1)
+    for _ in range(3):
+        fake.service.sweep(0.0)
+    fake.lose(OTHERS[0])
+    for _ in range(3):
+        fake.service.sweep(0.0)
+    told = [record.getMessage() for record in caplog.records if record.name == LOGGER.name]
+    assert told == ["ready", "not ready: it hears 0 of 1 other nodes"]
+
+
 def test_node_that_joins_anew_waits_again() -> None:
     fake = Fake().formed(3)
     fake.lose(OTHERS[0])
@@ -219,9 +232,9 @@ def test_node_that_joins_anew_waits_again() -> None:
 def nodes() -> Iterator[list[Node]]:
     """Two nodes that know of each other."""
     config = MeshConfig(discovery=(NOBODY,), port=0, heartbeat_interval=0.2, heartbeat_timeout=0.8)
-    nodes = [Node(config, logging.getLogger("tests.health"), dict) for _ in "ab"]
+    nodes = [Node(config, LOGGER, dict) for _ in "ab"]
     for node in nodes:
-        node.add(HealthService(node))
+        node.add(HealthService(node, LOGGER))
         node.start("json")
     addresses = {node.uid: f"ws://127.0.0.1:{node.mesh.port}" for node in nodes if node.mesh}
     for node in nodes:
