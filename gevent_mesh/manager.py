@@ -33,6 +33,7 @@ from .commands import Commands
 from .config import MeshConfig
 from .emitter import Emitter, EmitterQueries
 from .errors import ConfigError, PayloadNotEncodable
+from .health import Health, HealthService
 from .leaving import Leave
 from .limits import ClientLimits
 from .net.mesh import FLUSH_SECONDS, Mesh, PeerInfo
@@ -192,7 +193,8 @@ class GeventMeshManager(ClusterApi, PubSubManager):  # type: ignore[misc]  # pyt
         self._relay = Relay(node, self._requests, self._acknowledgements, logger)
         questions = (self._acknowledgements, self._queries, self._server_events)
         self._asking = Asking(node, self, self._server_events, packets, logger)
-        node.add(commands, *questions, self._presence, self._relay, self._asking)
+        self._health = HealthService(node, logger)
+        node.add(commands, *questions, self._presence, self._relay, self._asking, self._health)
 
     def _make_queries(self) -> Queries:
         emitter, clients, requests, logger = self._emitter, self._clients, self._requests, self._mesh_logger
@@ -400,6 +402,17 @@ class GeventMeshManager(ClusterApi, PubSubManager):  # type: ignore[misc]  # pyt
         if self.write_only:
             raise ConfigError("a write-only manager does not know who is online; ask a process that serves clients")
         return self._presence.of(namespace or "/")
+
+    def health(self) -> Health:
+        """Whether clients may be sent to this node, and whether its process must be started anew (see `HealthApp`).
+
+        A write-only manager is ready when it is linked to a node.
+        """
+        if self._emitter is None:
+            return self._health.health()
+        node = self._emitter.linked_to
+        reasons = () if node is not None else ("no node takes what is published",)
+        return Health(node is not None, True, reasons, links_expected=1, links_up=int(node is not None))
 
     def _counters(self) -> Counters | None:
         return None if self._node.mesh is None else self._node.mesh.counters

@@ -238,11 +238,19 @@ class Node:
     def hand_on(self, peer: Peer, message: ClusterMessage) -> None:
         """Have the service that a message is for act on it, in the present greenlet."""
         handler = self._handlers.get(message.type)
-        if handler is not None:
+        if handler is None:
+            return
+        try:
             handler(peer, message)
+        finally:
+            # It has come through, whatever has become of it.
+            peer.hearing.acted()
 
     def on_linked(self, peer: Peer) -> None:
         self._tell("linked", lambda service: service.linked(peer))
+
+    def on_heartbeat(self, peer: Peer) -> None:
+        self.hand_on(peer, ClusterMessage(MessageType.HEARTBEAT, peer.uid, "/", {}))
 
     def on_lapsed(self, peer: Peer) -> None:
         self._tell("lapsed", lambda service: service.lapsed(peer))

@@ -109,6 +109,7 @@ class DiscoveryServer:
         self._members: dict[_Member, None] = {}
         self._changed = Event()
         self._greenlets: list[gevent.Greenlet] = []
+        self._was_complete = False
         self._listener = Listener(
             host,
             port,
@@ -141,7 +142,7 @@ class DiscoveryServer:
             StartError: the port cannot be bound.
         """
         self._listener.start()
-        self._greenlets = [gevent.spawn(self._publish), gevent.spawn(self._watch)]
+        self._greenlets = [gevent.spawn(_repeat, step) for step in (self._publish, self._watch)]
 
     def stop(self) -> None:
         """Serve no more. Members are told that the server is going away; that takes a second at most."""
@@ -260,12 +261,11 @@ class DiscoveryServer:
 
     def _publish(self) -> None:
         """Tell the members what changed, as soon as it did, but not more often than every COALESCE_SECONDS."""
-        while True:
-            self._changed.wait()
-            self._changed.clear()
-            change = self._registry.take_change(monotonic())
-            self._tell(change)
-            gevent.sleep(COALESCE_SECONDS)
+        self._changed.wait()
+        self._changed.clear()
+        change = self._registry.take_change(monotonic())
+        self._tell(change)
+        gevent.sleep(COALESCE_SECONDS)
 
     def _tell(self, change: Change | None) -> None:
         update: bytes | None = None
@@ -289,20 +289,19 @@ class DiscoveryServer:
 
     def _watch(self) -> None:
         """Ping everybody in time, and cut whoever was silent for a lease."""
-        was_complete = False
-        while True:
-            gevent.sleep(min(1.0, self._ping_seconds / 2))
-            now = monotonic()
-            for member in self._registry.overdue(now):
-                _log.info("%s was silent for %g s: cut", member, self._registry.lease_seconds)
-                member.transport.abort()
-            for member in list(self._members):
-                if now - member.pinged_at >= self._ping_seconds:
-                    member.pinged_at = now
-                    member.queue(_PING)
-            if self._registry.complete(now) and not was_complete:
-                was_complete = True
-                self._changed.set()
+        gevent.sleep(min(1.0, self._ping_seconds / 2))
+        self._listener.revive()
+        now = monotonic()
+        for member in self._registry.overdue(now):
+            _log.info("%s was silent for %g s: cut", member, self._registry.lease_seconds)
+            member.transport.abort()
+        for member in list(self._members):
+            if now - member.pinged_at >= self._ping_seconds:
+                member.pinged_at = now
+                member.queue(_PING)
+        if self._registry.complete(now) and not self._was_complete:
+            self._was_complete = True
+            self._changed.set()
 
     # ------------------------------------------------------------------ HTTP
 
@@ -336,6 +335,16 @@ class DiscoveryServer:
             "servers": wire.entries(registry.roster()),
         }
         return json.dumps(status).encode() + b"\n"
+
+
+def _repeat(step: Callable[[], None]) -> None:
+    """Do a step for ever. What fails in one of them must not be the end of it."""
+    while True:
+        try:
+            step()
+        except (Exception, gevent.Timeout):  # noqa: BLE001  # the top of a greenlet
+            _log.exception("discovery failed because of an error of ours; it goes on")
+            gevent.sleep(COALESCE_SECONDS)
 
 
 class _Member:

@@ -179,7 +179,7 @@ class DiscoveryClient:
             except MeshError as error:
                 if not self._stopping:
                     self._fail(str(error).removeprefix(f"{self.url}: "))
-            except Exception as error:  # noqa: BLE001  # the top of a greenlet: a bug here must not end discovery
+            except (Exception, gevent.Timeout) as error:  # noqa: BLE001  # the top of a greenlet: a bug must not end discovery
                 self.last_error = repr(error)
                 _log.exception("the client of discovery %s crashed; it goes on", self.url)
             gevent.sleep(self._backoff.next_delay())
@@ -360,6 +360,13 @@ class _Connection:
         self._frames.feed(data)
 
     def _write(self) -> None:
+        try:
+            self._write_until_over()
+        finally:
+            # However it ends: nobody else would notice that the server is silent.
+            self.transport.abort()
+
+    def _write_until_over(self) -> None:
         ping_at = monotonic() + wire.PING_SECONDS
         with contextlib.suppress(ConnectionError):
             while not (self._closing and not self._queue):
@@ -376,7 +383,6 @@ class _Connection:
                     self.transport.send(self._queue.popleft())
             if self._closing:
                 self.transport.close()
-        self.transport.abort()
 
 
 _PING = frame(Opcode.PING, b"", mask=True)

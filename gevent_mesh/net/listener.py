@@ -209,6 +209,19 @@ class Listener:
         self._server = _Server(sock, self, self._http_app)
         self._server.start()
 
+    def revive(self) -> None:
+        """Listen again if accepting has ended: some errors are final ones to gevent."""
+        server = self._server
+        if server is None or not server.closed:
+            return
+        self._server = None
+        try:
+            self.start()
+            _log.error("port %s did not accept any more; it does again", self.port)
+        except StartError as error:
+            self._server = server
+            _log.error("port %s does not accept any more: %s", self.port, error)
+
     def stop(self) -> None:
         """Accept no more and abort the strangers. Connections that were admitted belong to their owner."""
         if self._server is None:

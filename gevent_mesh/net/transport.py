@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import select
 import struct
 import sys
 import termios
@@ -59,6 +60,7 @@ class Transport:
         certificate: what the other end has shown and was checked (as `ssl.SSLSocket.getpeercert` tells it); None
             without TLS, or where it has shown none.
         error: why the last `recv` failed.
+        sent_bytes: what our kernel has taken.
     """
 
     def __init__(self, sock: socket.socket, *, is_client: bool) -> None:
@@ -67,7 +69,7 @@ class Transport:
         self._unread = b""
         self._read_bytes = _SMALL_READ_BYTES
         self._ended = False
-        self._sent_bytes = 0
+        self.sent_bytes = 0
         self.speaks_mesh = False
         self.certificate: Mapping[str, Any] | None = None
         self.error: OSError | None = None
@@ -141,13 +143,13 @@ class Transport:
         sock = self._socket
         try:
             sent = sock.send(data)
-            self._sent_bytes += sent
+            self.sent_bytes += sent
             if sent == len(data):
                 return
             with memoryview(data) as view:
                 while sent < len(data):
                     more = sock.send(view[sent:])
-                    self._sent_bytes += more
+                    self.sent_bytes += more
                     sent += more
         except ConnectionError:
             raise
@@ -158,6 +160,16 @@ class Transport:
     sendall = send
 
     @property
+    def is_writable(self) -> bool:
+        """Whether the kernel would take something now."""
+        with contextlib.suppress(OSError, ValueError):
+            # The plain one: gevent's would let others run.
+            poller = get_original("select", "poll")()
+            poller.register(self._socket.fileno(), select.POLLOUT)
+            return any(events & select.POLLOUT for _, events in poller.poll(0))
+        return False
+
+    @property
     def delivered_bytes(self) -> int:
         """What the other side's kernel has so far; where ours does not tell, what ours has taken.
 
@@ -165,8 +177,8 @@ class Transport:
         """
         with contextlib.suppress(OSError, ValueError):
             queued = fcntl.ioctl(self._socket.fileno(), termios.TIOCOUTQ, bytes(4))
-            return self._sent_bytes - int.from_bytes(queued, sys.byteorder)
-        return self._sent_bytes
+            return self.sent_bytes - int.from_bytes(queued, sys.byteorder)
+        return self.sent_bytes
 
     def abort(self) -> None:
         """End it at once, with a TCP reset: what is still in the buffers of either side is dropped."""

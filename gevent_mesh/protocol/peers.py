@@ -30,6 +30,7 @@ from dataclasses import dataclass, field
 
 from ..errors import HandshakeError
 from .frames import STREAM_BYTES, Refusal, Role
+from .hearing import Hearing
 from .link import AnyLinkProtocol, Identity
 from .membership import Backoff, Change, Member, Membership, PeerState, dials
 from .session import Session
@@ -56,12 +57,14 @@ class Peer:
         dialing: whether a dial of ours is under way.
         dial: the link of that dial, once it has said HELLO.
         dialled_at: when our last dial began.
+        attempt: counts the dials.
         dial_not_before: the backoff's word on when to try next.
         clients: clients that it serves, as of its last heartbeat.
         namespaces: Socket.IO namespaces that it serves, as of its last heartbeat.
         present: see the module's rules.
         heard_at: while its link is down: when something was heard last, a roster's first word included.
         sent_lost_reported: how many of the session's losses the log and the counters know of.
+        hearing: whether what it sends gets through to the services of this node.
     """
 
     uid: str
@@ -77,12 +80,14 @@ class Peer:
     dialing: bool = False
     dial: AnyLinkProtocol | None = None
     dialled_at: float = 0.0
+    attempt: int = 0
     dial_not_before: float = 0.0
     clients: int | None = None
     namespaces: frozenset[str] = frozenset()
     present: bool = True
     heard_at: float = -math.inf
     sent_lost_reported: int = 0
+    hearing: Hearing = field(default_factory=Hearing)
 
     @property
     def has_proved_itself(self) -> bool:
@@ -211,6 +216,17 @@ class PeerTable:
             and (peer.link is not None or not self.members.is_delisted(peer.uid))
         ]
 
+    def live(self) -> list[Peer]:
+        """The peers that serve clients and are linked, or named and not given up: those that should be heard."""
+        return [
+            peer
+            for peer in self._peers.values()
+            if peer.receives_events
+            and (
+                peer.link is not None or (peer.member.state is not PeerState.DEAD and self.members.is_listed(peer.uid))
+            )
+        ]
+
     def unreachable(self) -> list[Peer]:
         """Peers that some roster names and that are not present: part of the cluster, and no use to wait for."""
         return [peer for peer in self._peers.values() if not peer.present and self.members.is_listed(peer.uid)]
@@ -277,6 +293,7 @@ class PeerTable:
     def dial_started(self, peer: Peer, now: float) -> None:
         """We are going to connect to this peer's address."""
         peer.dialing, peer.dial, peer.dialled_at = True, None, now
+        peer.attempt += 1
 
     def dial_said_hello(self, peer: Peer, link: AnyLinkProtocol) -> None:
         """The connection stands and our HELLO is on its way."""
@@ -345,6 +362,7 @@ class PeerTable:
             self._apply(self.members.link_down(identity.uid, now))
             raise
         peer.link, peer.linked_at, peer.present = link, now, True
+        peer.hearing.begin()
         if peer.dial is not None and peer.dial is not link:
             peer.dial.close()
         peer.dialing, peer.dial = False, None

@@ -116,6 +116,11 @@ class Session:
         return bool(self._waiting)
 
     @property
+    def last_taken(self) -> int:
+        """The number of the last message that a link has taken, or need not take any more."""
+        return self._first + len(self._unacked) - 1
+
+    @property
     def undelivered(self) -> int:
         """Messages that are numbered, not in the outbox, and not known to have arrived: lost unless the peer got them
         without our hearing of it."""

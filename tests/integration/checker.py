@@ -50,6 +50,12 @@ class Stream:
     late: int = 0
     holes: list[list[int]] = field(default_factory=list)
 
+    @property
+    def lowest(self) -> int:
+        """The lowest number; 0 when nothing has come."""
+        begins_late = bool(self.holes) and self.holes[0][0] == 1
+        return (self.holes[0][1] + 1 if begins_late else 1) if self.received else 0
+
     def take(self, number: int) -> None:
         """An event has come."""
         if number > self.highest:
@@ -102,8 +108,7 @@ class Checker:
     def lowest(self, sender: str) -> int:
         """The lowest number of one sender."""
         with self._lock:
-            account = self._senders.get(sender)
-            return 0 if account is None else min(account.seen)
+            return self._streams.get(sender, Stream()).lowest
 
     def report(self, sent: Mapping[str, int], first: Mapping[str, int] | None = None) -> Report:
         """Compare with what the senders say.

@@ -30,10 +30,11 @@ import socketio
 from gevent.pywsgi import WSGIServer
 from geventwebsocket.handler import WebSocketHandler
 
-from gevent_mesh import GeventMeshManager
+from gevent_mesh import GeventMeshManager, HealthApp
 from gevent_mesh.cluster.results import Outcome, RoomCounts, SocketList
 from gevent_mesh.net.pause import in_slices
 from gevent_mesh.service import Service
+from tests.integration.deafness import Deafness
 from tests.integration.ear import Ear
 
 __all__ = ["dumps", "loads", "told_of"]
@@ -131,6 +132,7 @@ class Control:
         self._presence.on_leave(lambda user: self._presence_log.append(("leave", user.id)))
         self._noted: list[list[Any]] = []
         self._watching: gevent.Greenlet | None = None
+        self._deafness = Deafness(manager)
         manager.on("who", lambda: manager.uid)
         manager.on("add", lambda a, b: a + b)
         manager.on("wait", lambda seconds: gevent.sleep(seconds) or manager.uid)
@@ -268,6 +270,10 @@ class Control:
         assert mesh is not None
         for link in list(mesh._links.values()):
             link.cut("a test")
+
+    def deafness(self, what: str) -> Any:
+        """See `Deafness`."""
+        return getattr(self._deafness, what)()
 
     def server_events(self) -> list[list[Any]]:
         """The arguments of the server-side event "note" that came here, in order."""
@@ -466,7 +472,7 @@ def main() -> None:
     # It would tell of each request, the tests' own included.
     logging.getLogger("geventwebsocket").setLevel(logging.WARNING)
     sio, manager, control = build(options)
-    clients = socketio.WSGIApp(sio)
+    clients = HealthApp(manager, socketio.WSGIApp(sio))
 
     def app(environ: dict[str, Any], start_response: Callable[..., Any]) -> Any:
         if environ["PATH_INFO"] == "/control":

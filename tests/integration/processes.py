@@ -206,6 +206,20 @@ class Node(_Controlled):
     def url(self) -> str:
         return f"http://127.0.0.1:{self.http_port}"
 
+    def health(self, path: str = "/readyz") -> tuple[int, dict[str, Any]]:
+        """What a probe is answered: the status, and the body."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.http_port, timeout=CONTROL_SECONDS)
+        try:
+            connection.request("GET", path)
+            answer = connection.getresponse()
+            return answer.status, json.loads(answer.read())
+        finally:
+            connection.close()
+
+    @property
+    def is_ready(self) -> bool:
+        return self.health()[0] == 200
+
     def links(self) -> set[str]:
         """uids of the peers that a link is up to."""
         return set(self.state()["links"])

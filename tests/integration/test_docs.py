@@ -33,6 +33,7 @@ RUN = {
     "docs/clients.md",
     "docs/cluster.md",
     "docs/emitters.md",
+    "docs/health.md",
     "docs/nodejs.md",
     "docs/presence.md",
     "docs/tls.md",
@@ -175,6 +176,14 @@ def test_who_is_online(pages: list[Page], clients: list[Client]) -> None:
     # From its own node, and from no other one.
     assert ada.received("online").count(({"id": 7, "name": "Bob"},)) == 1
     assert ada.received("offline") == [({"id": 7},)]
+
+
+@pytest.mark.parametrize("pages", ["docs/health.md"], indirect=True)
+def test_health(pages: list[Page]) -> None:
+    for page in pages:
+        eventually(lambda page=page: page.do("mesh.health().is_ready"))  # type: ignore[misc]  # bound now
+        assert ask(page, "/readyz")["links_up"] == 1
+        assert ask(page, "/healthz")["reasons"] == []
 
 
 def test_emitters(ships: Fleet, discovery: Discovery, clients: list[Client]) -> None:

@@ -132,10 +132,14 @@ class Member:
     def on_message(self, peer: Peer, message: ClusterMessage) -> None:
         number = number_of(message)
         self.got.append((peer.uid, number))
+        peer.hearing.acted()
         self.on_number(number)
 
     def on_linked(self, peer: Peer) -> None:
         self.linked.append(peer.uid)
+
+    def on_heartbeat(self, peer: Peer) -> None:
+        peer.hearing.acted()
 
     def on_lapsed(self, peer: Peer) -> None:
         self.lapsed.append(peer.uid)

@@ -10,6 +10,7 @@ import gevent
 import pytest
 from gevent import socket
 
+from gevent_mesh.net.pause import at_work
 from gevent_mesh.protocol.frames import Refusal
 from gevent_mesh_discovery import DiscoveryServer
 from tests.net.nodes import MIDDLE, NOBODY, HandMade, Join, Member, linked, numbered, pair, uid_above, uid_below
@@ -192,7 +193,12 @@ class TestStuckPeer:
         """What has piled up takes a while to pass, and until then there is no room for more."""
         one, two = slow_pair(4e6, outbox_bytes=256 * KIB)
         moves = gevent.event.Event()
-        two.on_number = lambda _number: moves.wait() and None
+
+        def work(_number: int) -> None:
+            while not moves.wait(0.05):
+                at_work()
+
+        two.on_number = work
         stops = gevent.event.Event()
 
         def talk() -> None:
