@@ -105,8 +105,8 @@ class MeshConfig:
                     f"server_address has {len(address)} characters, and peers take at most {MAX_ADDRESS_CHARS}; "
                     "use a shorter host name or an IP address"
                 )
-        if not isinstance(channel, str) or not 0 < len(channel) <= MAX_CHANNEL_CHARS:
-            raise ConfigError(f"channel must have 1 to {MAX_CHANNEL_CHARS} characters, not {channel!r}")
+        if not isinstance(channel, str) or not 0 < len(channel) <= MAX_CHANNEL_CHARS or not channel.isprintable():
+            raise ConfigError(f"channel must have 1 to {MAX_CHANNEL_CHARS} printable characters, not {channel!r}")
         _check_number("buffered_amount_threshold", buffered_amount_threshold)
         if not MIN_THRESHOLD_BYTES <= buffered_amount_threshold <= MAX_THRESHOLD_BYTES:
             raise ConfigError(

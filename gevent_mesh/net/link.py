@@ -14,6 +14,7 @@ Rules:
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable
 from time import monotonic
 from typing import Any, Protocol
@@ -21,7 +22,7 @@ from typing import Any, Protocol
 import gevent
 from gevent.event import Event as GeventEvent
 
-from ..errors import HandshakeError, RemoteError
+from ..errors import HandshakeError, MessageError, RemoteError
 from ..protocol.frames import Refusal
 from ..protocol.link import AnyLinkProtocol, Claimed, Event, Identity, Left, Lost, Phase, Proven, Status
 from ..protocol.messages import ClusterMessage
@@ -37,6 +38,8 @@ logger = logging.getLogger(__name__)
 ACK_SECONDS = 0.2
 STUCK_SECONDS = 5.0
 """A reader that has not given way for so long in the middle of a message does not come back."""
+SAME_FAILURE_SECONDS = 1.0
+"""How often messages that cannot be handled are told of."""
 PARTING_SECONDS = 1.0
 """How long the last words (BYE) may take to leave."""
 
@@ -87,6 +90,7 @@ class Link:
         self._wake = GeventEvent()
         self._idle = False
         self._is_handling = False
+        self._failed_at = -math.inf
         self._reader: gevent.Greenlet | None = None
         self._writer: gevent.Greenlet | None = None
         self._heart: gevent.Greenlet | None = None
@@ -195,9 +199,15 @@ class Link:
     def _hand_on(self, peer: Peer, message: ClusterMessage) -> None:
         try:
             self._owner.link_message(peer, message)
+        except MessageError:
+            # It can only be seen here that it is malformed.
+            self.protocol.undecodable += 1
         except Exception:
-            # One message that we cannot handle must not cost the ones behind it.
-            logger.exception("a %s message from %s could not be handled", message.type.name, peer.uid)
+            # One message that we cannot handle must not cost the ones behind it, and a thousand must not fill the log.
+            now = monotonic()
+            if now - self._failed_at >= SAME_FAILURE_SECONDS:
+                self._failed_at = now
+                logger.exception("a %s message from %s could not be handled", message.type.name, peer.uid)
 
     def _ask(self, decision: Callable[[], None]) -> None:
         try:

@@ -29,7 +29,11 @@ from .link import AnyLinkProtocol, Identity
 from .membership import Backoff, Change, Member, Membership, PeerState, dials
 from .session import Session
 
-__all__ = ["Peer", "PeerTable"]
+__all__ = ["MAX_UNNAMED", "Peer", "PeerTable"]
+
+MAX_UNNAMED = 1024
+"""Peers that no roster names: emitters, nodes that discovery does not know yet, and those that went away inside the
+resume window. Whoever has the token can be as many nodes as it likes, and each is sent to and kept for a while."""
 
 
 @dataclass(slots=True, eq=False)
@@ -266,7 +270,8 @@ class PeerTable:
         """The other side of `link` has proved to be `uid`.
 
         Raises:
-            HandshakeError: another link of the pair comes first, or has come up since the dialer's HELLO; or an
+            HandshakeError: another link of the pair comes first, or has come up since the dialer's HELLO; or there are
+                too many peers that nobody names; or an
                 emitter pretends to be a node; or it says that it is a Node peer, which proves little, and we know it
                 for a node of ours.
         """
@@ -277,6 +282,12 @@ class PeerTable:
         self.check_claim(uid)
         if peer is not None and peer.linked_at >= link.hello_at:
             raise HandshakeError(Refusal.DUPLICATE, "this pair has been linked meanwhile")
+        if peer is None and self._unnamed() >= MAX_UNNAMED:
+            raise HandshakeError(Refusal.BUSY, "this node knows too many others that discovery does not name")
+
+    def _unnamed(self) -> int:
+        members = (peer.member for peer in self._peers.values())
+        return sum(member.state is not PeerState.DEAD and not self.members.is_listed(member.uid) for member in members)
 
     def _check_role(self, link: AnyLinkProtocol, peer: Peer | None) -> None:
         """An emitter is dialled by nobody, and cannot have the uid of a node that we know of."""
