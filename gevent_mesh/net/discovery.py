@@ -24,10 +24,10 @@ from time import monotonic
 import gevent
 from gevent.event import Event
 
-from ..errors import MeshError
+from ..errors import ExhaustedError, MeshError
 from ..protocol import discovery as wire
 from ..protocol import nodejs
-from ..protocol.membership import Backoff
+from ..protocol.membership import EXHAUSTED_SECONDS, Backoff
 from ..protocol.websocket import FrameDecoder, Opcode, close_payload, frame, parse_close
 from .dialer import dial
 from .transport import Transport
@@ -150,15 +150,17 @@ class DiscoveryClient:
 
     def _run(self) -> None:
         while not self._stopping:
+            exhausted = False
             try:
                 self._session()
             except MeshError as error:
+                exhausted = isinstance(error, ExhaustedError)
                 if not self._stopping:
                     self._tell(str(error).removeprefix(f"{self.url}: "))
             except Exception as error:  # noqa: BLE001  # the top of a greenlet: a bug here must not end discovery
                 self.last_error = repr(error)
                 _log.exception("the client of discovery %s crashed; it goes on", self.url)
-            gevent.sleep(self._backoff.next_delay())
+            gevent.sleep(EXHAUSTED_SECONDS if exhausted else self._backoff.next_delay())
 
     def _session(self) -> None:
         """One connection, from dialling to its end, which is always an exception."""

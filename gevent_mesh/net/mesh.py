@@ -21,7 +21,7 @@ from gevent.event import Event
 from gevent.pool import Group
 
 from ..config import MeshConfig
-from ..errors import DialError, HandshakeError, StartError
+from ..errors import DialError, ExhaustedError, HandshakeError, StartError
 from ..protocol.address import format_host_port, is_loopback
 from ..protocol.frames import NONCE_BYTES, Refusal, Role, is_uid
 from ..protocol.handshake import Keys
@@ -381,7 +381,7 @@ class Mesh:
             else:
                 transport.abort()
         if peer.dialing:
-            self.table.dial_failed(peer, monotonic())
+            self.table.dial_failed(peer, monotonic(), exhausted=isinstance(error, ExhaustedError))
             self._dial_failed(peer, error)
         self._kick.set()
 

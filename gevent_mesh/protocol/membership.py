@@ -23,6 +23,8 @@ __all__ = ["FALLBACK_SECONDS", "Backoff", "Change", "Member", "Membership", "Pee
 
 FALLBACK_SECONDS = 3.0
 """How long the larger uid waits for the smaller one to dial."""
+EXHAUSTED_SECONDS = 1.0
+"""When to dial again after a dial that failed because this process had no descriptor left."""
 STOP_DIALLING_SECONDS = 60.0
 """How long a peer that no roster names is dialled after its link went down."""
 FORGET_SECONDS = 600.0

@@ -26,7 +26,7 @@ from dataclasses import dataclass, field
 from ..errors import HandshakeError
 from .frames import STREAM_BYTES, Refusal, Role
 from .link import AnyLinkProtocol, Identity
-from .membership import Backoff, Change, Member, Membership, PeerState, dials
+from .membership import EXHAUSTED_SECONDS, Backoff, Change, Member, Membership, PeerState, dials
 from .session import Session
 
 __all__ = ["MAX_UNNAMED", "Peer", "PeerTable"]
@@ -249,10 +249,14 @@ class PeerTable:
         """The connection stands and our HELLO is on its way."""
         peer.dial = link
 
-    def dial_failed(self, peer: Peer, now: float) -> None:
-        """Our dial came to nothing."""
+    def dial_failed(self, peer: Peer, now: float, *, exhausted: bool = False) -> None:
+        """Our dial came to nothing.
+
+        Args:
+            exhausted: for a reason that has nothing to do with the peer, and may be gone at any moment.
+        """
         peer.dialing, peer.dial = False, None
-        peer.dial_not_before = now + peer.backoff.next_delay()
+        peer.dial_not_before = now + (EXHAUSTED_SECONDS if exhausted else peer.backoff.next_delay())
 
     # ------------------------------------------------------------------ links
 

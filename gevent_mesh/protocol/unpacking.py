@@ -38,6 +38,9 @@ MAX_VALUES = 65_536
 """Numbers, texts, arrays, maps and so on in one message: at most 5 MiB besides what the texts themselves take."""
 FREE_BYTES = 32 * 1024
 """What is not larger than this is not counted: it cannot take more than 2.5 MiB."""
+TINY_BYTES = 512
+"""What is not larger than this is not skipped first: msgpack makes no room for more items than there are bytes, and so
+for 0.7 MiB at the most."""
 TOO_MANY_VALUES = object()
 """Stands for a message that holds more than `MAX_VALUES`."""
 
@@ -110,7 +113,8 @@ def read(data: bytes | memoryview, *, max_values: int = MAX_VALUES, **how: Any) 
     Raises:
         MessageError: it is malformed, or there are too many values in it.
     """
-    check_whole(data)
+    if len(data) > TINY_BYTES:
+        check_whole(data)
     try:
         return _build(data, max_values, how)
     except UNREADABLE as exc:
