@@ -23,7 +23,19 @@ from gevent_mesh.protocol.address import parse_address
 from tests.integration.node import dumps, loads
 from tests.support import eventually
 
-__all__ = ["FULL", "ControlError", "Discovery", "Fleet", "Node", "Page", "Proxy", "fleet", "linked", "running_fleets"]
+__all__ = [
+    "FULL",
+    "ControlError",
+    "Crew",
+    "Discovery",
+    "Fleet",
+    "Node",
+    "Page",
+    "Proxy",
+    "fleet",
+    "linked",
+    "running_fleets",
+]
 
 FULL = os.environ.get("MESH_FULL") == "1"
 """Whether to take the time for the figures that the project promises, instead of smaller ones."""
@@ -200,6 +212,10 @@ class Node(_Controlled):
         return info is not None and info["state"] == "alive"
 
 
+class Crew(_Controlled):
+    """See `tests.nemesis.crew`."""
+
+
 class Page(_Controlled):
     """See `tests.integration.page`."""
 
@@ -280,6 +296,13 @@ class Fleet:
             if proxy is not None:
                 proxy.do("lead", node.route, node.ws_port)
         return started
+
+    def crew(self, nodes: int, url: str, **manager: Any) -> Crew:
+        """Start a process with several nodes, which join when they are told to."""
+        options = json.dumps({"nodes": nodes, "discovery": url, "manager": manager})
+        crew = self._add(Crew, "crew", [*_python("tests.nemesis.crew"), options], {})
+        crew.read_line()
+        return crew
 
     def page(self, path: str, discovery: Discovery) -> Page:
         """Run a page of the documentation that makes a server."""
