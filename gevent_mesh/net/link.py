@@ -156,7 +156,8 @@ class Link:
         try:
             self._read()
         except RemoteError as exc:
-            self.error = exc
+            # Without its traceback, in whose frames what had come would be kept.
+            self.error = exc.with_traceback(None)
             self._reason = self._reason or str(exc)
         except Exception:
             logger.exception("a link failed because of an error of ours: %r", self)
