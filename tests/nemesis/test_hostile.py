@@ -322,7 +322,7 @@ def as_a_node_in_clear(stranger: Stranger, uid: str) -> None:
 
 def reflected(discovery: Discovery) -> bytes:
     """Have the nodes dial us, and give one of them its own proof back. Returns what it said after that."""
-    uid = "00000000000000cd"
+    uid = "ffffffffffffffcd"
     with Mirror() as mirror, Stranger(discovery) as registering:
         register(registering, uid, mirror.address, TOKEN)
         mirror.accept()
