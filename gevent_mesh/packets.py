@@ -42,6 +42,11 @@ class Packets:
         self._class: Any = packet_class or sio_packet.Packet
         self.codec = _codec_name(self._class)
 
+    @property
+    def is_known(self) -> bool:
+        """Whether nodes whose clients get another form can read this one."""
+        return self.codec in _CODECS
+
     def encode(self, event: str, arguments: Sequence[Any], namespace: str) -> list[str | bytes]:
         """An event as its packet: text or binary, and attachments behind it.
 

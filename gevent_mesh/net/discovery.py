@@ -300,7 +300,8 @@ class _Connection:
                 self.send(frame(Opcode.PONG, payload, mask=True))
             elif opcode == Opcode.CLOSE:
                 code, reason = parse_close(payload)
-                raise _Ended(_ADVICE.get(code) or f"it closed the connection: {code} {reason}".rstrip())
+                said = reason if reason.isprintable() else ascii(reason)
+                raise _Ended(_ADVICE.get(code) or f"it closed the connection: {code} {said}".rstrip())
 
     def say_goodbye(self) -> None:
         """Tell the server that we leave, and close. Waits a short time for that to be sent."""

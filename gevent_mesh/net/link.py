@@ -14,7 +14,6 @@ Rules:
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Callable
 from time import monotonic
 from typing import Any, Protocol
@@ -27,6 +26,7 @@ from ..protocol.frames import Refusal
 from ..protocol.link import AnyLinkProtocol, Claimed, Event, Identity, Left, Lost, Phase, Proven, Status
 from ..protocol.messages import ClusterMessage
 from ..protocol.peers import Peer
+from .lines import LinesPerSecond
 from .listener import StrangerTicket
 from .pause import SLICE_SECONDS, at_work, give_way, worked_at
 from .transport import Transport
@@ -38,8 +38,6 @@ logger = logging.getLogger(__name__)
 ACK_SECONDS = 0.2
 STUCK_SECONDS = 5.0
 """A reader that has not given way for so long in the middle of a message does not come back."""
-SAME_FAILURE_SECONDS = 1.0
-"""How often messages that cannot be handled are told of."""
 PARTING_SECONDS = 1.0
 """How long the last words (BYE) may take to leave."""
 
@@ -90,7 +88,7 @@ class Link:
         self._wake = GeventEvent()
         self._idle = False
         self._is_handling = False
-        self._failed_at = -math.inf
+        self.lines = LinesPerSecond()
         self._reader: gevent.Greenlet | None = None
         self._writer: gevent.Greenlet | None = None
         self._heart: gevent.Greenlet | None = None
@@ -205,9 +203,7 @@ class Link:
             self.protocol.undecodable += 1
         except Exception:
             # One message that we cannot handle must not cost the ones behind it, and a thousand must not fill the log.
-            now = monotonic()
-            if now - self._failed_at >= SAME_FAILURE_SECONDS:
-                self._failed_at = now
+            if self.lines.next(monotonic()) is not None:
                 logger.exception("a %s message from %s could not be handled", message.type.name, peer.uid)
 
     def _ask(self, decision: Callable[[], None]) -> None:

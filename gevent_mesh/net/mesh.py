@@ -506,7 +506,9 @@ class Mesh:
             _take_status(peer, event.facts)
         elif isinstance(event, Lost):
             self.counters.received_lost += event.count
-            self._logger.error("%d messages from %s were lost: %s", event.count, peer.uid, WHY_LOST)
+            # A peer has reason to say so once for each link.
+            if link.lines.next(monotonic()) is not None:
+                self._logger.error("%d messages from %s were lost: %s", event.count, peer.uid, WHY_LOST)
         elif event.code == Refusal.LEAVING:
             self._report(self.table.left(peer.uid))
             self._tell_lapsed()

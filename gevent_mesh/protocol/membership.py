@@ -35,7 +35,7 @@ REMEMBER_GONE = 1024
 """How many uids that said goodbye are remembered: a roster may name them for a moment longer."""
 
 
-MAX_MEMBERS = 16_384
+MAX_NAMES = 16_384
 """More names are not taken from rosters, each of which may have a quarter of that."""
 
 
@@ -167,7 +167,7 @@ class Membership:
         gone = set(removed)
         known = {uid: address for uid, address in self._rosters.get(source, {}).items() if uid not in gone}
         named = dict(servers) if complete else {**known, **servers}
-        self._rosters[source] = dict(islice(named.items(), MAX_MEMBERS))
+        self._rosters[source] = dict(islice(named.items(), MAX_NAMES))
         changes = []
         for uid, address in servers.items():
             if uid != self.our_uid and uid not in self._gone:
@@ -177,7 +177,7 @@ class Membership:
     def _named(self, uid: str, address: str, now: float) -> list[Change]:
         member = self._members.get(uid)
         if member is None:
-            if len(self._members) >= MAX_MEMBERS:
+            if len(self._members) >= MAX_NAMES:
                 return []
             changes = self._superseded(uid, address)
             self._members[uid] = Member(uid, address, PeerState.JOINING, now, was_named=True)

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from gevent_mesh.protocol.membership import (
     FALLBACK_SECONDS,
     FORGET_SECONDS,
+    MAX_NAMES,
     REMEMBER_GONE,
     STOP_DIALLING_SECONDS,
     Backoff,
@@ -360,3 +361,12 @@ def test_delays_spread_over_the_whole_range() -> None:
     first = [Backoff(random.Random(seed)).next_delay() for seed in range(500)]
     assert min(first) < 0.05
     assert max(first) > 0.45
+
+
+def test_rosters_name_so_many_nodes_and_no_more() -> None:
+    members = Membership(LOW, 30.0)
+    for part in range(3):
+        names = {f"{part:04x}{number:012x}": "ws://a:1" for number in range(MAX_NAMES // 2)}
+        members.roster("d", names, False, float(part))
+    assert len(list(members)) == MAX_NAMES
+    assert len(members._rosters["d"]) == MAX_NAMES
