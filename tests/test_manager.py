@@ -22,6 +22,7 @@ from geventwebsocket.handler import WebSocketHandler
 from socketio.msgpack_packet import MsgPackPacket
 
 from gevent_mesh import ConfigError, EmitterError, GeventMeshManager, PayloadTooLarge, StartError
+from gevent_mesh.cluster import queries
 from gevent_mesh.errors import MessageError
 from gevent_mesh.net import mesh
 from gevent_mesh.packets import Packets
@@ -571,5 +572,27 @@ def test_an_event_that_clients_cannot_be_sent_is_malformed(data: dict[str, Any])
         with pytest.raises(MessageError):
             node.manager._node.on_message(sender, ClusterMessage(MessageType.BROADCAST, sender.uid, "/", data))
         assert node.sent == []
+    finally:
+        node.manager.stop(0)
+
+
+def test_a_peer_that_asks_too_much_at_a_time_is_not_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(queries, "MAX_ANSWERS", 2)
+    node = PaperNode(GeventMeshManager())
+    peer = PeerTable("f" * 16, random.Random(1))
+    peer.roster("test", {"a" * 16: "ws://127.0.0.1:1"}, True, 0.0)
+    (sender,) = peer
+    question = messages.fetch_sockets(messages.options(), "ab")
+
+    def ask() -> None:
+        node.manager._node.on_message(sender, ClusterMessage(MessageType.FETCH_SOCKETS, sender.uid, "/", question))
+
+    try:
+        ask()
+        ask()
+        with pytest.raises(MessageError):
+            ask()
+        eventually(lambda: not node.manager._queries._answering)
+        ask()
     finally:
         node.manager.stop(0)

@@ -24,6 +24,8 @@ __all__ = ["INTRUDERS", "Intruder"]
 
 BOMBS = bombs(60_000)
 """Not larger than what a node sends at a time."""
+WHOLE = [bomb for name, bomb in BOMBS.items() if "announced" not in name and name != "deep"]
+"""Those that keep what they announce: they are dropped, and the link goes on."""
 
 
 class Intruder(Stranger):
@@ -47,20 +49,34 @@ class Intruder(Stranger):
         self.batch(msgpack.packb({"type": int(kind), "uid": uid or self.uid, "nsp": nsp, "data": data}))
 
 
-def bomb_batches(intruder: Intruder) -> None:
-    """Each over a link of its own, as far as the link goes on."""
-    for bomb in BOMBS.values():
-        with contextlib.suppress(OSError):
-            intruder.batch(bomb)
+def bombs_alone(intruder: Intruder) -> None:
+    for bomb in WHOLE:
+        intruder.batch(bomb)
 
 
 def bombs_as_events(intruder: Intruder) -> None:
-    for bomb in BOMBS.values():
-        head = msgpack.packb({"type": 3, "uid": intruder.uid, "nsp": "/"})
-        opts = msgpack.packb(messages.options())
-        # A map of four; its last value is opts, and a packet whose data is the bomb.
-        packet = b"\x82\xa4type\x02\xa4data\x92\xa1e" + bomb
-        intruder.batch(b"\x84" + head[1:] + b"\xa4data\x82\xa4opts" + opts + b"\xa6packet" + packet)
+    for bomb in WHOLE:
+        intruder.batch(event_with(intruder, bomb))
+
+
+def event_with(intruder: Intruder, bomb: bytes) -> bytes:
+    """A BROADCAST whose argument is the bomb."""
+    head: bytes = msgpack.packb({"type": 3, "uid": intruder.uid, "nsp": "/"})
+    packet = b"\x82\xa4type\x02\xa4data\x92\xa1e" + bomb
+    opts: bytes = msgpack.packb(messages.options())
+    return b"\x84" + head[1:] + b"\xa4data\x82\xa4opts" + opts + b"\xa6packet" + packet
+
+
+def announced(intruder: Intruder) -> None:
+    intruder.batch(event_with(intruder, BOMBS["announced"]))
+
+
+def announced_at_every_level(intruder: Intruder) -> None:
+    intruder.batch(event_with(intruder, BOMBS["announced at every level"]))
+
+
+def deep(intruder: Intruder) -> None:
+    intruder.batch(event_with(intruder, BOMBS["deep"]))
 
 
 def bombs_in_messages(intruder: Intruder) -> None:
@@ -174,8 +190,8 @@ def unmasked(intruder: Intruder) -> None:
 
 
 INTRUDERS: list[Callable[[Intruder], None]] = [
-    bomb_batches, bombs_as_events, bombs_in_messages, empty_maps, junk_of_every_shape, no_data,
-    packets_that_cannot_be_read, as_an_emitter_does, questions_by_the_thousand, namespaces_by_the_thousand,
-    pings_without_end, large_heartbeat, one_byte, nothing, cut_off_batch, numbers_ahead, acknowledged_and_never_sent,
-    gap_without_end, second_hello, random_bytes, huge_announcement, fragmented, unmasked,
+    bombs_alone, bombs_as_events, bombs_in_messages, announced, announced_at_every_level, deep, empty_maps,
+    junk_of_every_shape, no_data, packets_that_cannot_be_read, as_an_emitter_does, questions_by_the_thousand,
+    namespaces_by_the_thousand, pings_without_end, large_heartbeat, one_byte, nothing, cut_off_batch, numbers_ahead,
+    acknowledged_and_never_sent, gap_without_end, second_hello, random_bytes, huge_announcement, fragmented, unmasked,
 ]  # fmt: skip

@@ -119,6 +119,7 @@ def test_intruders_end_their_own_links_and_nothing_else(served: Served, figures:
     figures["memory_mib"] = grown[worst]
     state = node.state()
     assert state["links"] == [other.uid]
+    assert state["counters"]["undecodable"] > 1000
     assert other.state()["counters"]["links_down"] == 0
     assert all(map(is_quiet, served.processes))
     assert node.do("server_events") == []
