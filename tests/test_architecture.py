@@ -35,8 +35,13 @@ MAY_IMPORT: dict[str, set[str]] = {
     "packets": {"errors"},
     "selection": {"protocol"},
     "service": {"protocol"},
+    "websocket": {"net", "protocol", "errors"},
+    "limits": {"websocket", "config", "net", "errors"},
+    "handler": {"websocket"},
+    "gunicorn": {"handler"},
     "clients": {"fanout", "selection", "net"},
-    "node": {"routing", "service", "config", "net", "protocol", "errors"},
+    "embedded": {"errors"},
+    "node": {"embedded", "routing", "service", "config", "net", "protocol", "errors"},
     "cluster": {"clients", "node", "packets", "selection", "service", "net", "protocol", "errors"},
     "presence": {"clients", "node", "service", "net", "protocol", "errors"},
     "commands": {"clients", "cluster", "node", "packets", "selection", "service", "net", "protocol", "errors"},
@@ -51,6 +56,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "cluster",
         "commands",
         "emitter",
+        "limits",
         "node",
         "packets",
         "presence",
@@ -78,8 +84,8 @@ DISCOVERY_MAY_IMPORT = (
     "gevent_mesh.net.transport",
     "gevent_mesh.errors",
 )
-# The parts of the library that may start a discovery service.
-MAY_START_DISCOVERY = {"cli"}
+# The part of the library that may start a discovery service.
+MAY_START_DISCOVERY = {"embedded"}
 
 IMPURE = {"asyncio", "gevent", "logging", "random", "secrets", "select", "signal", "socket", "ssl", "threading", "time"}
 

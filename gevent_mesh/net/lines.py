@@ -1,4 +1,4 @@
-"""What others can make us log as often as they like is told once a second, and counted."""
+"""Log lines that others can cause: at most one a second, and it says how many were left out."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ class LinesPerSecond:
         self._next = float("-inf")
         self._suppressed = 0
 
-    def next(self, now: float) -> int | None:
-        """The number of lines suppressed since the last one, or None when this one is to be suppressed."""
+    def next(self, now: float) -> str | None:
+        """What to add to a line that may be written now, or None when this one is to be left out."""
         if now < self._next:
             self._suppressed += 1
             return None
         suppressed, self._suppressed, self._next = self._suppressed, 0, now + 1.0
-        return suppressed
+        return f" (and {suppressed} more since the last such line)" if suppressed else ""

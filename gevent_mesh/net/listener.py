@@ -278,9 +278,8 @@ class Listener:
 
     def _tell(self, reason: str, host: str, detail: str = "") -> None:
         self.strangers_cut[reason] += 1
-        suppressed = self._lines.next(time.monotonic())
-        if suppressed is not None:
-            more = f" (and {suppressed} more since the last such line)" if suppressed else ""
+        more = self._lines.next(time.monotonic())
+        if more is not None:
             why = f"{reason}: {detail!r}" if detail else reason
             _log.warning("port %s: cut a connection from %s: %s%s", self.port, host, why, more)
 
