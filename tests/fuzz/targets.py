@@ -7,7 +7,7 @@ handshake), the first byte of the input says which one.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,7 +25,7 @@ from gevent_mesh.protocol.presence_messages import check_presence
 from gevent_mesh.protocol.relay import open_answer, open_message, open_question
 from gevent_mesh.protocol.session import Session
 from gevent_mesh.protocol.unpacking import DECODE, TOO_MANY_VALUES, read, read_all
-from gevent_mesh.protocol.websocket import FrameDecoder, Opcode, frame, parse_close
+from gevent_mesh.protocol.websocket import FrameDecoder, MessageDecoder, Opcode, frame, parse_close
 from tests.fuzz.acting import act
 from tests.protocol.support import HIGH, LOW, Side, connected, dialer, listener, wire
 from tests.protocol.test_frames import EXAMPLES
@@ -84,13 +84,39 @@ def cluster_messages() -> Iterator[bytes]:
 
 
 def websocket(data: bytes) -> None:
-    decoder = FrameDecoder(max_payload_bytes=1024, require_mask=bool(data[:1] > b"\x7f"))
-    for piece in pieces(data[1:], 1 + data[0] % 16 if data else 1):
-        decoder.feed(piece)
-        while (found := decoder.next_frame()) is not None:
-            assert len(found[1]) <= 1024
-            if found[0] == Opcode.CLOSE:
-                parse_close(found[1])
+    """Frames of links and of discovery."""
+    _decode(data, lambda: FrameDecoder(max_payload_bytes=1024, require_mask=data[:1] > b"\x7f"))
+
+
+def browser(data: bytes) -> None:
+    """Messages of the application's clients."""
+    _decode(data, lambda: MessageDecoder(max_message_bytes=1024))
+
+
+def _decode(data: bytes, decoder: Callable[[], FrameDecoder]) -> None:
+    """It must make no difference how the bytes are cut into pieces."""
+    size = 1 + data[0] % 16 if data else 1
+    found, error = _messages(decoder(), pieces(data[1:], size))
+    again, same_error = _messages(decoder(), [data[1:]])
+    assert (found, str(error)) == (again, str(same_error))
+    if error is not None:
+        raise error
+    for opcode, payload in found:
+        assert len(payload) <= 1024
+        if opcode == Opcode.CLOSE:
+            parse_close(payload)
+
+
+def _messages(decoder: FrameDecoder, parts: Iterable[bytes]) -> tuple[list[tuple[int, bytes]], WebSocketError | None]:
+    messages = []
+    try:
+        for part in parts:
+            decoder.feed(part)
+            while (found := decoder.next_frame()) is not None:
+                messages.append(found)
+    except WebSocketError as error:
+        return messages, error
+    return messages, None
 
 
 def websocket_seeds() -> Iterator[bytes]:
@@ -99,6 +125,13 @@ def websocket_seeds() -> Iterator[bytes]:
             yield bytes((0x80 * mask + 3,)) + frame(Opcode.BINARY, payload, mask=mask)
         yield bytes((0x80 * mask,)) + frame(Opcode.CLOSE, b"\x03\xe8", mask=mask) + frame(Opcode.PING, b"p", mask=mask)
     yield b"\xff\x82\x84\x01\x02\x03\x04abcd"
+
+
+def browser_seeds() -> Iterator[bytes]:
+    key = b"\x01\x02\x03\x04"
+    yield b"\x03" + frame(Opcode.TEXT, b"2[]", mask=True)
+    yield b"\x03\x01\x82" + key + b"ab" + b"\x89\x80" + key + b"\x00\x81" + key + b"c" + b"\x80\x80" + key
+    yield from websocket_seeds()
 
 
 def link_frame(data: bytes) -> None:
@@ -332,6 +365,7 @@ def frame_seeds() -> Iterator[bytes]:
 
 TARGETS: dict[str, Target] = {
     "websocket": Target(websocket, (WebSocketError,), websocket_seeds),
+    "browser": Target(browser, (WebSocketError,), browser_seeds),
     "frame": Target(link_frame, (FrameError,), frame_seeds),
     "link": Target(link, (FrameError, HandshakeError, WebSocketError), link_seeds),
     "batch": Target(batch, (FrameError,), batch_seeds),
