@@ -445,15 +445,18 @@ class Mesh:
         if code == Refusal.WRONG_PEER and not self.table.members.is_listed(peer.uid):
             # Somebody else lives at its address, and nobody knows another one.
             self._report(self.table.left(peer.uid))
+        elif isinstance(error, ExhaustedError):
+            # Once for all peers: it has nothing to do with them.
+            self._log_failure("", "cannot dial: this process has no descriptor left")
         elif code != Refusal.DUPLICATE:
-            self._log_failure(peer, str(error))
+            self._log_failure(peer.uid, f"no link to {peer.uid} at {peer.member.address}: {error}")
 
-    def _log_failure(self, peer: Peer, text: str) -> None:
+    def _log_failure(self, uid: str, text: str) -> None:
         now = monotonic()
-        last, at = self._last_failure.get(peer.uid, ("", 0.0))
+        last, at = self._last_failure.get(uid, ("", 0.0))
         if text != last or now - at > SAME_FAILURE_SECONDS:
-            self._last_failure[peer.uid] = (text, now)
-            self._logger.warning("no link to %s at %s: %s", peer.uid, peer.member.address, text)
+            self._last_failure[uid] = (text, now)
+            self._logger.warning("%s", text)
 
     # ------------------------------------------------------------------ what links say (LinkOwner)
 

@@ -29,7 +29,10 @@ from .link import AnyLinkProtocol, Identity
 from .membership import EXHAUSTED_SECONDS, Backoff, Change, Member, Membership, PeerState, dials
 from .session import Session
 
-__all__ = ["MAX_UNNAMED", "Peer", "PeerTable"]
+__all__ = ["MAX_DIALS", "MAX_UNNAMED", "Peer", "PeerTable"]
+
+MAX_DIALS = 256
+"""Dials that are under way at a time. Each takes a descriptor, and a roster may name thousands that do not answer."""
 
 MAX_UNNAMED = 1024
 """Peers that no roster names: emitters, nodes that discovery does not know yet, and those that went away inside the
@@ -225,13 +228,19 @@ class PeerTable:
     # ------------------------------------------------------------------ dialling
 
     def due(self, now: float) -> list[Peer]:
-        """Peers that we should dial now."""
-        return [peer for peer in self._peers.values() if self._may_dial(peer, now) and self._dial_at(peer) <= now]
+        """Peers that we should dial now, those first that have been due for longest."""
+        due = [peer for peer in self._peers.values() if self._may_dial(peer, now) and self._dial_at(peer) <= now]
+        return sorted(due, key=self._dial_at)[: self._free_dials()]
 
     def next_due(self, now: float) -> float | None:
         """When `due` will next have something to say, as far as is known now."""
+        if not self._free_dials():
+            return None
         times = [self._dial_at(peer) for peer in self._peers.values() if self._may_dial(peer, now)]
         return min(times, default=None)
+
+    def _free_dials(self) -> int:
+        return max(0, MAX_DIALS - sum(peer.dialing for peer in self._peers.values()))
 
     def _may_dial(self, peer: Peer, now: float) -> bool:
         return (

@@ -11,7 +11,7 @@ from typing import Any
 import msgpack
 
 from gevent_mesh.protocol import frames, messages
-from gevent_mesh.protocol.frames import Gap, Kind, Welcome, decode_frame, encode_frame
+from gevent_mesh.protocol.frames import Gap, Kind, Role, Welcome, decode_frame, encode_frame
 from gevent_mesh.protocol.messages import MessageType
 from gevent_mesh.protocol.websocket import Opcode, frame
 from tests.integration.processes import Node
@@ -20,7 +20,7 @@ from tests.nemesis.strangers import Stranger
 from tests.protocol.bombs import bombs
 from tests.protocol.test_messages import INVALID, ROW
 
-__all__ = ["INTRUDERS", "Intruder"]
+__all__ = ["EMITTERS", "INTRUDERS", "Intruder"]
 
 BOMBS = bombs(60_000)
 """Not larger than what a node sends at a time."""
@@ -29,21 +29,26 @@ WHOLE = [bomb for name, bomb in BOMBS.items() if "announced" not in name and nam
 
 
 class Intruder(Stranger):
-    """Somebody who has been taken for a node."""
+    """Somebody who has been taken for a node, or an emitter."""
 
-    def __init__(self, node: Node, token: str, uid: str = "00000000000000ee") -> None:
+    def __init__(self, node: Node, token: str, uid: str = "00000000000000ee", role: Role = Role.NODE) -> None:
         super().__init__(node)
         self.their_uid = self.uid
         self.uid = uid
         self.upgrade()
-        self.authenticate(token, self.hello(uid=uid))
+        self.authenticate(token, self.hello(uid=uid, role=role))
         assert isinstance(decode_frame(self.receive()), Welcome)
         self._next = 1
+        self._published = 0
 
     def batch(self, *packed: bytes) -> None:
         """Say something that may be no messages at all."""
         self.send(frames.batch_header(self._next, 0) + b"".join(packed))
         self._next += len(packed)
+
+    def publish(self, packed: bytes) -> None:
+        self._published += 1
+        self.say(MessageType.PUBLISH, messages.publish(self._published, packed))
 
     def say(self, kind: int, data: Any, *, uid: str = "", nsp: str = "/") -> None:
         self.batch(msgpack.packb({"type": int(kind), "uid": uid or self.uid, "nsp": nsp, "data": data}))
@@ -125,6 +130,31 @@ def as_an_emitter_does(intruder: Intruder) -> None:
     intruder.say(MessageType.ASK, messages.ask("ab", 1.0, inner))
 
 
+def bombs_that_are_published(emitter: Intruder) -> None:
+    for bomb in WHOLE:
+        emitter.publish(bomb)
+        emitter.publish(event_with(emitter, bomb))
+    for kind, data in INVALID:
+        emitter.publish(msgpack.packb({"type": int(kind), "uid": emitter.uid, "nsp": "/", "data": data}))
+
+
+def asks_by_the_thousand(emitter: Intruder) -> None:
+    inner = messages.encode(
+        MessageType.FETCH_SOCKETS, emitter.uid, "/", messages.fetch_sockets(messages.options(), "ab")
+    )
+    for n in range(1500):
+        emitter.say(MessageType.ASK, messages.ask(f"id{n}", 3600.0, inner))
+
+
+def as_a_node_does(emitter: Intruder) -> None:
+    data = messages.broadcast(messages.options(), packet=["forged"])
+    emitter.say(MessageType.BROADCAST, data)
+    emitter.say(
+        MessageType.RELAY, messages.relay("0" * 16, 1, messages.encode(MessageType.BROADCAST, "0" * 16, "/", data))
+    )
+    emitter.say(MessageType.PRESENCE, {"version": 1, "set": [ROW], "gone": []})
+
+
 def questions_by_the_thousand(intruder: Intruder) -> None:
     for n in range(1500):
         intruder.say(MessageType.LIST_ROOMS, messages.fetch_sockets(messages.options(), f"id{n}"))
@@ -189,9 +219,12 @@ def unmasked(intruder: Intruder) -> None:
     intruder.sock.sendall(frame(Opcode.BINARY, b"\x14" + bytes(16), mask=False))
 
 
+EMITTERS = (bombs_that_are_published, asks_by_the_thousand, as_a_node_does)
+"""Those that are taken for emitters."""
 INTRUDERS: list[Callable[[Intruder], None]] = [
     bombs_alone, bombs_as_events, bombs_in_messages, announced, announced_at_every_level, deep, empty_maps,
     junk_of_every_shape, no_data, packets_that_cannot_be_read, as_an_emitter_does, questions_by_the_thousand,
     namespaces_by_the_thousand, pings_without_end, large_heartbeat, one_byte, nothing, cut_off_batch, numbers_ahead,
     acknowledged_and_never_sent, gap_without_end, second_hello, random_bytes, huge_announcement, fragmented, unmasked,
+    *EMITTERS,
 ]  # fmt: skip

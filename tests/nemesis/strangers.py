@@ -94,12 +94,10 @@ class Stranger:
             self._frames.feed(data)
         return found[1]
 
-    def hello(self, uid: str = "00000000000000aa", target: str = "") -> bytes:
+    def hello(self, uid: str = "00000000000000aa", target: str = "", role: Role = Role.NODE) -> bytes:
         state = SessionState(b"s" * 8, b"", 0)
         # The version, address and so on of an honest node.
-        return encode_frame(
-            Hello(1, uid, "ws://127.0.0.1:9", target, os.urandom(32), Role.NODE, "socketio", "json", state)
-        )
+        return encode_frame(Hello(1, uid, "ws://127.0.0.1:9", target, os.urandom(32), role, "socketio", "json", state))
 
     def authenticate(self, token: str, hello: bytes | None = None) -> tuple[bytes, bytes]:
         """Go through the handshake; returns our two frames."""

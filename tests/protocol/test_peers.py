@@ -23,7 +23,7 @@ from gevent_mesh.protocol.membership import (
     PeerState,
 )
 from gevent_mesh.protocol.messages import ClusterMessage, MessageType
-from gevent_mesh.protocol.peers import MAX_UNNAMED, Peer, PeerTable
+from gevent_mesh.protocol.peers import MAX_DIALS, MAX_UNNAMED, Peer, PeerTable
 from tests.protocol.support import HIGH, KEYS, LOW, OTHER
 
 ADDRESS = "ws://other:1"
@@ -755,6 +755,18 @@ def test_peers_that_are_dead_make_room_and_few_of_them_are_kept() -> None:
         table.tick(at + 31.0)
     assert len(table) <= MAX_UNNAMED
     bring_up(table, LOW, 300.0)
+
+
+def test_so_many_peers_are_dialled_at_a_time_and_no_more() -> None:
+    table = PeerTable(LOW, random.Random(1))
+    table.roster("d", dict.fromkeys(uids(MAX_DIALS + 1), ADDRESS), True, 0.0)
+    for peer in (first := table.due(1.0)):
+        table.dial_started(peer)
+    assert len(first) == MAX_DIALS
+    assert (table.due(1.0), table.next_due(1.0)) == ([], None)
+    table.dial_failed(first[0], 1.0)
+    (last,) = table.due(1.0)
+    assert last not in first, "who has waited for longest comes first"
 
 
 def test_a_dial_that_failed_for_a_reason_of_our_own_is_soon_repeated() -> None:
