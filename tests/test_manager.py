@@ -565,7 +565,7 @@ def test_an_event_with_more_values_than_a_message_may_hold_reaches_clients_with_
     ],
 )
 def test_an_event_that_clients_cannot_be_sent_is_malformed(data: dict[str, Any]) -> None:
-    node = PaperNode(GeventMeshManager())
+    node = PaperNode(GeventMeshManager([]))
     peer = PeerTable("f" * 16, random.Random(1))
     peer.roster("test", {"a" * 16: "ws://127.0.0.1:1"}, True, 0.0)
     (sender,) = peer
@@ -580,7 +580,7 @@ def test_an_event_that_clients_cannot_be_sent_is_malformed(data: dict[str, Any])
 
 def test_a_peer_that_asks_too_much_at_a_time_is_not_answered(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(queries, "MAX_ANSWERS", 2)
-    node = PaperNode(GeventMeshManager())
+    node = PaperNode(GeventMeshManager([]))
     peer = PeerTable("f" * 16, random.Random(1))
     peer.roster("test", {"a" * 16: "ws://127.0.0.1:1"}, True, 0.0)
     (sender,) = peer

@@ -34,8 +34,8 @@ __all__ = [
 DECODE: dict[str, Any] = {"raw": False, "strict_map_key": False, "timestamp": 1}
 """How msgpack reads messages. Timestamps become numbers: as objects they could be keys of maps, whose hashes a peer
 could choose to be all the same."""
-MAX_VALUES = 50_000
-"""Numbers, texts, arrays, maps and so on in one message: at most 4 MiB besides what the texts themselves take."""
+MAX_VALUES = 32_768
+"""Numbers, texts, arrays, maps and so on in one message: at most 3 MiB besides what the texts themselves take."""
 FREE_BYTES = 32 * 1024
 """What is not larger than this is not counted: it cannot take more than 2.5 MiB."""
 TINY_BYTES = 512

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import logging
 from collections.abc import Iterator
 from time import monotonic
@@ -18,7 +19,7 @@ from gevent_mesh.protocol.messages import ClusterMessage
 from tests.paper import PaperNode
 from tests.protocol.support import Side, dialer, exchange, listener, wire
 
-__all__ = ["act"]
+__all__ = ["act", "close"]
 
 TURNS = 5
 
@@ -77,13 +78,21 @@ _node: list[PaperNode] = []
 def _paper_node() -> PaperNode:
     """One for all inputs: it may keep things for a while, but never break."""
     if not _node:
-        node = PaperNode(GeventMeshManager(callback_timeout=1.0), namespaces=["/", "/other"])
+        node = PaperNode(GeventMeshManager([], callback_timeout=1.0), namespaces=["/", "/other"])
         node.manager.on("event", lambda *arguments: list(arguments))
         node.manager.presence().on_join(lambda _user: None)
         node.connects("one")
         node.manager.enter_room(node.connects("two"), "/", "room")
         _node.append(node)
     return _node[0]
+
+
+def close() -> None:
+    """The node that acts is not needed any more."""
+    for node in _node:
+        node.manager.stop(0)
+    _node.clear()
+    gc.collect()
 
 
 def act(body: bytes, *, is_emitter: bool) -> None:

@@ -7,13 +7,19 @@ handshake), the first byte of the input says which one.
 from __future__ import annotations
 
 import contextlib
+import io
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import msgpack
+from wsproto import ConnectionType, WSConnection
+from wsproto.events import Request
 
-from gevent_mesh.errors import FrameError, HandshakeError, MeshError, MessageError, WebSocketError
+from gevent_mesh.errors import DialError, FrameError, HandshakeError, MeshError, MessageError, WebSocketError
+from gevent_mesh.net.dialer import _answer, _check
+from gevent_mesh.net.listener import Listener, _bind, _Handler, _Server
 from gevent_mesh.protocol import discovery, frames, messages, nodejs
 from gevent_mesh.protocol.address import parse_address
 from gevent_mesh.protocol.frames import Auth, Heartbeat, Hello, batch_header, decode_frame, encode_frame
@@ -137,6 +143,64 @@ def browser_seeds() -> Iterator[bytes]:
 def link_frame(data: bytes) -> None:
     decoded = decode_frame(data)
     assert len(encode_frame(decoded)) <= len(data) + 4096
+
+
+# ---------------------------------------------------------------------- upgrades
+
+
+def answer(data: bytes) -> None:
+    """What somebody answers to our upgrade request."""
+    head = data.partition(b"\r\n\r\n")[0] + b"\r\n\r\n"
+    handshake = WSConnection(ConnectionType.CLIENT)
+    handshake.send(Request(host="127.0.0.1", target="/"))
+    target = parse_address("ws://127.0.0.1:4000")
+    _check(_answer(handshake, head, target), target, True)
+
+
+def answer_seeds() -> Iterator[bytes]:
+    lines = [
+        b"HTTP/1.1 101 Switching Protocols", b"Upgrade: websocket", b"Connection: Upgrade", b"Mesh-Protocol: 1",
+        b"Sec-WebSocket-Accept: AgHyCiWEw3I6scwtmRJEw4ZLd18=", b"Content-Length: 5",
+    ]  # fmt: skip
+    yield b"\r\n".join(lines)
+    yield from (b"HTTP/1.1 404 Not Found\r\nContent-Length: 0", b"HTTP/1.0 200", b"HTTP/1.1 100 Continue", b"")
+
+
+class _Deaf:
+    """A socket whose other end is not interested."""
+
+    def sendall(self, data: bytes) -> None:
+        pass
+
+
+@cache
+def _server() -> _Server:
+    listener = Listener("127.0.0.1", 0, on_websocket=lambda *_: None, require_mesh_header=True)
+    return _Server(_bind("127.0.0.1", 0), listener, listener._http_app)
+
+
+def request(data: bytes) -> None:
+    """What somebody asks a listener for."""
+    head = data.partition(b"\r\n\r\n")[0] + b"\r\n\r\n"
+    handler = _Handler(_Deaf(), ("127.0.0.1", 1), _server(), io.BytesIO(head))
+    handler.handle()
+    assert handler.refused != "crashed"
+
+
+def request_seeds() -> Iterator[bytes]:
+    lines = [
+        b"GET / HTTP/1.1", b"Host: x", b"Upgrade: websocket", b"Connection: keep-alive, Upgrade", b"Mesh-Protocol: 1",
+        b"Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==", b"Sec-WebSocket-Version: 13",
+    ]  # fmt: skip
+    yield b"\r\n".join(lines)
+    yield b"\r\n".join([*lines, b"Origin: http://x", b"Expect: 100-continue", b"Transfer-Encoding: chunked"])
+    yield b"\r\n".join([*lines[:-1], b"Sec-WebSocket-Version: 8", b"Content-Length: -5"])
+    yield from (
+        b"GET /healthz HTTP/1.1\r\nHost: x",
+        b"HEAD /x?y HTTP/1.0",
+        b"POST * HTTP/1.1",
+        b"GET http://[ HTTP/9.9",
+    )
 
 
 # ---------------------------------------------------------------------- links
@@ -367,6 +431,8 @@ TARGETS: dict[str, Target] = {
     "websocket": Target(websocket, (WebSocketError,), websocket_seeds),
     "browser": Target(browser, (WebSocketError,), browser_seeds),
     "frame": Target(link_frame, (FrameError,), frame_seeds),
+    "answer": Target(answer, (DialError,), answer_seeds),
+    "request": Target(request, (), request_seeds),
     "link": Target(link, (FrameError, HandshakeError, WebSocketError), link_seeds),
     "batch": Target(batch, (FrameError,), batch_seeds),
     "message": Target(message, (MessageError,), cluster_messages),

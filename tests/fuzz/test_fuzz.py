@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import msgpack
@@ -9,6 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests.fuzz.acting import close
 from tests.fuzz.targets import TARGETS, Target
 
 CORPUS = Path(__file__).with_name("corpus")
@@ -20,6 +22,13 @@ junk = st.recursive(
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(short, inner, max_size=4),
     max_leaves=8,
 )
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _alone() -> Iterator[None]:
+    """What other tests start is the first of its process."""
+    yield
+    close()
 
 
 @ALL

@@ -22,7 +22,7 @@ from tests.protocol.test_messages import INVALID, ROW
 
 __all__ = ["EMITTERS", "INTRUDERS", "Intruder"]
 
-BOMBS = bombs(60_000)
+BOMBS = bombs(40_000)
 """Not larger than what a node sends at a time."""
 WHOLE = [bomb for name, bomb in BOMBS.items() if "announced" not in name and name != "deep"]
 """Those that keep what they announce: they are dropped, and the link goes on."""

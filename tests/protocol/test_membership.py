@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gevent_mesh.protocol import membership
 from gevent_mesh.protocol.membership import (
     FALLBACK_SECONDS,
     FORGET_SECONDS,
-    MAX_NAMES,
     REMEMBER_GONE,
     STOP_DIALLING_SECONDS,
     Backoff,
@@ -363,10 +363,11 @@ def test_delays_spread_over_the_whole_range() -> None:
     assert max(first) > 0.45
 
 
-def test_rosters_name_so_many_nodes_and_no_more() -> None:
+def test_rosters_name_so_many_nodes_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(membership, "MAX_NAMES", 64)
     members = Membership(LOW, 30.0)
     for part in range(3):
-        names = {f"{part:04x}{number:012x}": "ws://a:1" for number in range(MAX_NAMES // 2)}
+        names = {f"{part:04x}{number:012x}": f"ws://{part}:{number}" for number in range(40)}
         members.roster("d", names, False, float(part))
-    assert len(list(members)) == MAX_NAMES
-    assert len(members._rosters["d"]) == MAX_NAMES
+    assert len(list(members)) == 64
+    assert len(members._rosters["d"]) == 64
