@@ -58,6 +58,7 @@ class Counters:
     disconnects: int = 0
     roster_broadcasts: int = 0
     unauthorized: int = 0
+    taken: int = 0
     malformed: int = 0
     slow: int = 0
 
@@ -194,6 +195,7 @@ class DiscoveryServer:
             return
         answer = self._registry.register(member, register, monotonic())
         if isinstance(answer, Rejected):
+            self.counters.taken += answer.code == wire.CLOSE_TAKEN
             _log.info("%s may not register as %s: %s", member.transport.peer_address, register.server_id, answer.reason)
             member.close(answer.code, answer.reason)
             return

@@ -1,4 +1,5 @@
-"""Prometheus figures of a discovery server, under the names of the Node package, so that its dashboards fit.
+"""Prometheus figures of a discovery server, under the names of the Node package where it has such a figure, so that its
+dashboards fit.
 
 Importing this module imports prometheus-client: do so only when metrics were asked for.
 """
@@ -34,6 +35,7 @@ class _Figures(Collector):
             ("registrations", "Lifetime registrations.", counters.registrations),
             ("disconnects", "Lifetime disconnects.", counters.disconnects),
             ("roster_broadcasts", "Lifetime roster pushes.", counters.roster_broadcasts),
+            ("takeovers_refused", "Registrations under a name that belongs to another node.", counters.taken),
         ):
             # prometheus-client adds the suffix _total.
             yield CounterMetricFamily(f"{_PREFIX}{name}", text, value=value)

@@ -28,6 +28,7 @@ from ..net.discovery import DiscoveryClient
 from ..net.link import Link
 from ..net.transport import Transport
 from ..protocol import messages
+from ..protocol.discovery import SECRET_BYTES
 from ..protocol.frames import NONCE_BYTES, STREAM_BYTES, Refusal, Role, is_uid
 from ..protocol.handshake import Keys
 from ..protocol.link import Identity, Left, LinkProtocol, Lost, Status
@@ -154,12 +155,12 @@ class Uplink:
         self._stopping = False
         self._told_failure: dict[str, tuple[str, float]] = {}
         self._greenlet: gevent.Greenlet | None = None
-        secret = secrets.token_bytes(16)
+        self._secret = secrets.token_bytes(SECRET_BYTES)
         self._discovery = [
             DiscoveryClient(
                 url,
                 uid=uid,
-                secret=secret,
+                secret=self._secret,
                 role="emitter",
                 tokens=config.tokens,
                 address_for=lambda _host: "",
@@ -261,6 +262,7 @@ class Uplink:
             now=monotonic(),
             target=uid,
             session=session.state(),
+            secret=self._secret,
             heartbeat_interval=self._config.heartbeat_interval,
             heartbeat_timeout=self._config.heartbeat_timeout,
         )

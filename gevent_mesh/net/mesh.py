@@ -23,11 +23,13 @@ from gevent.pool import Group
 from ..config import MeshConfig
 from ..errors import DialError, ExhaustedError, HandshakeError, StartError
 from ..protocol.address import format_host_port, is_loopback
+from ..protocol.discovery import SECRET_BYTES
 from ..protocol.frames import NONCE_BYTES, Refusal, Role, is_uid
+from ..protocol.gossip import Gossip, digest, lacking, nodes, nodes_wanted
 from ..protocol.handshake import Keys
 from ..protocol.link import AnyLinkProtocol, Identity, Left, LinkProtocol, Lost, Phase, Status
 from ..protocol.membership import Change, PeerState
-from ..protocol.messages import ClusterMessage
+from ..protocol.messages import ClusterMessage, MessageType, encode
 from ..protocol.nodejs import HELLO_SECONDS, NodejsLinkProtocol, ReadPacket, Translator
 from ..protocol.peers import Peer, PeerTable
 from .dialer import dial
@@ -45,6 +47,8 @@ FLUSH_SECONDS = 2.0
 STUCK_READER_SECONDS = STUCK_SECONDS
 """How long a former link's reader is waited for."""
 WHY_LOST = "the link was down for longer than the resume window, or more was sent meanwhile than the outbox holds"
+_GOSSIP = frozenset((MessageType.NODES_WANTED, MessageType.NODES))
+"""Messages that are for the mesh itself."""
 SAME_FAILURE_SECONDS = 60.0
 """A peer that keeps failing in the same way is logged this often."""
 
@@ -128,6 +132,7 @@ class Mesh:
         self._logger = logger
         self._serve_discovery = serve_discovery
         self._keys = Keys(config.tokens)
+        self._secret = secrets.token_bytes(SECRET_BYTES)
         self._told_not_for_nodejs = -math.inf
         self._translator: Translator | None = None
         if config.node_interop and read_packet is not None:
@@ -136,6 +141,8 @@ class Mesh:
         self.outboxes = Outboxes(self.table, self._links, config, self.counters, logger)
         self._dialled: dict[str, Link] = {}
         self._connections: set[Link] = set()
+        self._gossip = Gossip()
+        self._digest: bytes | None = None
         self._last_failure: dict[str, tuple[str, float]] = {}
         self._kick = Event()
         self._changed = Event()
@@ -168,16 +175,16 @@ class Mesh:
             # Binding may wait, and somebody may have stopped us meanwhile.
             self._end()
             return
-        secret = secrets.token_bytes(16)
         self._discovery = [
             DiscoveryClient(
                 url,
                 uid=self.uid,
-                secret=secret,
+                secret=self._secret,
                 role="node",
                 tokens=self.config.tokens,
                 address_for=self._address_for,
                 on_roster=self._take_roster,
+                on_away=self._roster_away,
                 # Nobody but nodes of ours serves embedded discovery: nobody else is to get the token.
                 accept_nodejs=self._translator is not None and self._serve_discovery is None,
                 serve=self._serve_discovery,
@@ -277,9 +284,12 @@ class Mesh:
         # Others than ours have names of another form; what is not a node of this kind cannot be linked.
         nodes = {uid: address for uid, address in servers.items() if is_uid(uid)}
         self._report(self.table.roster(source, nodes, complete, monotonic(), removed))
-        self.outboxes.roster_came()
+        self.outboxes.roster_came(complete, monotonic())
         self._tell_lapsed()
         self._kick.set()
+
+    def _roster_away(self, source: str) -> None:
+        self.table.members.roster_away(source, monotonic())
 
     def _report(self, changes: list[Change]) -> None:
         self.outboxes.take_changes(changes)
@@ -335,6 +345,7 @@ class Mesh:
 
     def _sweep(self, now: float) -> None:
         self._report(self.table.tick(now))
+        self.outboxes.tick(now)
         self._tell("of the sweep", self._owner.on_sweep, now)
 
     # ------------------------------------------------------------------ dialling and accepting
@@ -348,6 +359,7 @@ class Mesh:
             self._keys,
             nonce=secrets.token_bytes(NONCE_BYTES),
             now=monotonic(),
+            secret=self._secret,
             heartbeat_interval=self.config.heartbeat_interval,
             heartbeat_timeout=self.config.heartbeat_timeout,
             **options,
@@ -376,7 +388,7 @@ class Mesh:
         error: Exception | None = None
         try:
             # A Node peer is sent the token: never whoever has come to the address of a node that needs none.
-            require_mesh = self._translator is None or peer.has_proved_itself
+            require_mesh = self._translator is None or peer.has_proved_itself or bool(peer.member.told_by)
             transport = dial(peer.member.address, timeout_seconds=HANDSHAKE_SECONDS, require_mesh=require_mesh)
         except DialError as exc:
             error = exc
@@ -444,7 +456,7 @@ class Mesh:
         code = error.code if isinstance(error, HandshakeError) else None
         if code == Refusal.WRONG_PEER and not self.table.members.is_listed(peer.uid):
             # Somebody else lives at its address, and nobody knows another one.
-            self._report(self.table.left(peer.uid))
+            self._report(self.table.forget(peer.uid))
         elif isinstance(error, ExhaustedError):
             # Once for all peers: it has nothing to do with them.
             self._log_failure("", "cannot dial: this process has no descriptor left")
@@ -466,15 +478,16 @@ class Mesh:
     def link_proven(self, link: Link, identity: Identity) -> Peer:
         if self._stopping:
             raise HandshakeError(Refusal.BUSY, "this node is about to stop")
-        self.table.check_proven(link.protocol, identity.uid)
+        self._check_proven(link, identity.uid)
         while (old := self._links.get(identity.uid)) is not None:
             self._replace(old)
             # That may have waited: another link of the pair may have come first, and this one may be gone.
             if link.protocol.phase is not Phase.PROVEN:
                 raise HandshakeError(Refusal.BUSY, "the link has ended meanwhile")
-            self.table.check_proven(link.protocol, identity.uid)
+            self._check_proven(link, identity.uid)
         peer, changes = self.table.link_up(link.protocol, identity, monotonic())
         self._links[peer.uid] = link
+        self._digest = None
         # Before anything that may let others run, such as logging: what was kept for a newcomer comes first.
         self._report(changes)
         dialled = self._dialled.pop(peer.uid, link)
@@ -488,6 +501,13 @@ class Mesh:
         self._tell("that a peer is linked", self._owner.on_linked, peer)
         self._logger.info("link up: %s (%s)", peer.uid, peer.member.address or "emitter")
         return peer
+
+    def _check_proven(self, link: Link, uid: str) -> None:
+        try:
+            self.table.check_proven(link.protocol, uid)
+        except HandshakeError as exc:
+            self.counters.takeovers_refused += exc.code == Refusal.TAKEN
+            raise
 
     def _note_lost(self, peer: Peer) -> None:
         lost = peer.session.sent_lost - peer.sent_lost_reported
@@ -512,6 +532,7 @@ class Mesh:
             return
         if isinstance(event, Status):
             _take_status(peer, event.facts)
+            self._compare(peer, event.facts.get("nodes"))
         elif isinstance(event, Lost):
             self.counters.received_lost += event.count
             # A peer has reason to say so once for each link.
@@ -523,7 +544,10 @@ class Mesh:
 
     def link_message(self, peer: Peer, message: ClusterMessage) -> None:
         self.counters.messages_received += 1
-        self._owner.on_message(peer, message)
+        if message.type in _GOSSIP:
+            self._take_gossip(peer, message)
+        else:
+            self._owner.on_message(peer, message)
 
     def link_relieved(self) -> None:
         self.outboxes.relieved()
@@ -538,13 +562,39 @@ class Mesh:
         self.counters.links_down += 1
         self._logger.info("link down: %s (%s)", peer.uid, reason)
         changes = self.table.link_down(link.protocol, monotonic())
+        self._digest = None
         self._report(changes)
         self._changed.set()
         self.outboxes.relieved()
         self._kick.set()
 
     def status(self) -> dict[str, Any]:
-        return self._owner.status()
+        return {**self._owner.status(), "nodes": self._digest_of_links()}
+
+    # ------------------------------------------------------------------ gossip
+
+    def _digest_of_links(self) -> bytes:
+        if self._digest is None:
+            self._digest = digest([self.uid, *self.table.linked()])
+        return self._digest
+
+    def _compare(self, peer: Peer, theirs: object) -> None:
+        """A peer told the digest of its links: ask it, if it may know somebody whom we do not."""
+        now = monotonic()
+        if not peer.is_emitter and self._gossip.asks(peer.uid, theirs, self._digest_of_links(), now):
+            self._say(peer, MessageType.NODES_WANTED, nodes_wanted(self.table.sought(now)))
+
+    def _take_gossip(self, peer: Peer, message: ClusterMessage) -> None:
+        if peer.is_emitter:
+            self.counters.spoofed += 1
+        elif message.type is MessageType.NODES_WANTED:
+            self._say(peer, MessageType.NODES, nodes(lacking(self.table.linked(), message.data["known"])))
+        elif self._gossip.takes(peer.uid):
+            self._report(self.table.told(peer.uid, message.data["nodes"], monotonic()))
+            self._kick.set()
+
+    def _say(self, peer: Peer, kind: MessageType, data: dict[str, Any]) -> None:
+        self.outboxes.send(peer.uid, encode(kind, self.uid, "/", data))
 
 
 def _take_status(peer: Peer, facts: dict[str, Any]) -> None:

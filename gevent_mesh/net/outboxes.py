@@ -9,12 +9,15 @@ Rules:
   oldest messages make room, and are counted when the link is back.
 - Who can hold back the source of what it publishes waits longer (`wait_for_room`): for peers without a link as well, so
   that nothing makes room.
-- What is published before the first roster has come is kept for whoever becomes known until then.
+- What is published before the first roster has come is kept for whoever becomes known until then. Is that roster not
+  complete, for its server has just started, then the nodes that it does not name yet come from peers, or are back in a
+  moment: for them what is published is kept for another `KEEP_SECONDS`.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -38,6 +41,10 @@ UNSENT_HIGH_WATER_BYTES = 64 * 1024
 RELIEF_SECONDS = 0.05
 """How long a publisher waits for an acknowledgement before it looks again whom to wait for."""
 
+KEEP_SECONDS = 10.0
+"""How long old nodes may take to become known behind a roster that is not complete: twice the longest pause between two
+tries of a client of discovery. Longer lets a node that is really new hear more of what was said before its time."""
+
 ROOM_SECONDS = 60.0
 """How long one message waits for room at the most, however much the peers keep moving."""
 
@@ -55,6 +62,7 @@ class Counters:
     slow_consumers: int = 0
     spoofed: int = 0
     undecodable: int = 0
+    takeovers_refused: int = 0
     before_roster_dropped: int = 0
     not_for_nodejs: int = 0
     slow_clients: int = 0
@@ -70,6 +78,9 @@ class Outboxes:
         config: the limit of an outbox, and whether there is a roster to wait for.
         counters: where to count.
         logger: where to report.
+
+    Attributes:
+        awaits_roster: no discovery server has told its roster yet, so that most peers are not known.
     """
 
     def __init__(
@@ -93,9 +104,11 @@ class Outboxes:
         self._moved: dict[str, tuple[int, float]] = {}
         self._relief = Event()
         self._is_waited_for = False
-        self._before_roster: deque[bytes] | None = deque() if config.discovery else None
-        self._before_roster_bytes = 0
-        self._dropped_before_roster = 0
+        self.awaits_roster = bool(config.discovery)
+        self._kept: deque[bytes] | None = deque() if config.discovery else None
+        self._kept_bytes = 0
+        self._dropped = 0
+        self._keeps_until = math.inf
 
     # ------------------------------------------------------------------ publishing
 
@@ -221,7 +234,7 @@ class Outboxes:
             Whether it is.
         """
         deadline = monotonic() + timeout
-        while self._before_roster or any(self._is_owed(peer) for peer in self._table):
+        while (self.awaits_roster and self._kept) or any(self._is_owed(peer) for peer in self._table):
             left = deadline - monotonic()
             if left <= 0:
                 return False
@@ -245,22 +258,18 @@ class Outboxes:
 
     # ------------------------------------------------------------------ while the mesh forms
 
-    @property
-    def awaits_roster(self) -> bool:
-        """Whether no discovery server has told its roster yet, so that most peers are not known."""
-        return self._before_roster is not None
-
     def keep_for_newcomers(self, message: bytes) -> None:
-        """Keep a message for peers that become known until the first roster has come, the oldest first to go."""
-        kept = self._before_roster
+        """Keep a message for peers that become known while the mesh forms, the oldest first to go."""
+        kept = self._kept
         if kept is None:
             return
         kept.append(message)
-        self._before_roster_bytes += len(message)
-        while self._before_roster_bytes > self._limit_bytes:
-            self._before_roster_bytes -= len(kept.popleft())
-            self._dropped_before_roster += 1
-            self._counters.before_roster_dropped += 1
+        self._kept_bytes += len(message)
+        while self._kept_bytes > self._limit_bytes:
+            self._kept_bytes -= len(kept.popleft())
+            if self.awaits_roster:
+                self._dropped += 1
+                self._counters.before_roster_dropped += 1
 
     def take_changes(self, changes: Iterable[Change]) -> None:
         """Peers have come or gone: newcomers get what was kept for them, before anything else is sent to them."""
@@ -271,15 +280,22 @@ class Outboxes:
                 self._moved.pop(change.uid, None)
             peer = self._table.get(change.uid)
             if change.before is None and peer is not None and peer.receives_events:
-                for message in self._before_roster or ():
+                for message in self._kept or ():
                     self._append(peer, message)
 
-    def roster_came(self) -> None:
-        """A roster has been taken: whoever comes from now on is new to the mesh."""
-        if self._dropped_before_roster:
+    def roster_came(self, complete: bool, now: float) -> None:
+        """A roster has been taken. When it was complete, whoever comes from now on is new to the mesh."""
+        if self._dropped:
             self._logger.error(
                 "%d messages that were emitted before discovery answered are lost: more than the outbox holds",
-                self._dropped_before_roster,
+                self._dropped,
             )
-        self._before_roster = None
-        self._before_roster_bytes = self._dropped_before_roster = 0
+            self._dropped = 0
+        self.awaits_roster = False
+        self._keeps_until = min(self._keeps_until, now if complete else now + KEEP_SECONDS)
+        self.tick(now)
+
+    def tick(self, now: float) -> None:
+        """Keep nothing for longer than it is needed."""
+        if now >= self._keeps_until:
+            self._kept = None

@@ -56,11 +56,12 @@ __all__ = [
     "parse_roster",
     "parse_welcome",
     "roster",
+    "secret_for",
     "update",
 ]
 
-#: Both sides ping this often, and a side that heard nothing for a lease takes the other one for gone. Shorter notices
-#: dead nodes sooner and lets short network trouble look like death.
+#: Both sides ping this often, and a server that heard nothing of a client for a lease takes it off the roster. Shorter
+#: notices dead nodes sooner and lets short network trouble look like death.
 PING_SECONDS = 10.0
 LEASE_SECONDS = 30.0
 
@@ -87,6 +88,7 @@ _VALUES_PER_ENTRY = 8
 
 _CLIENT = b"gmesh1|discovery|client"
 _SERVER = b"gmesh1|discovery|server"
+_SECRET = b"gmesh1|discovery|secret|"
 
 #: Close codes of a discovery server; those from 4000 on are ours (RFC 6455, section 7.4.2), 4401 is the Node package's.
 CLOSE_GOING_AWAY = 1001
@@ -219,6 +221,11 @@ class DiscoveryKeys:
         """Tell whether the server knows one of our tokens."""
         parts = (challenge.nonce, register.nonce, register.server_id, register.address)
         return any(hmac.compare_digest(_proof(key, _SERVER, *parts), welcome.proof) for key in self._keys)
+
+
+def secret_for(url: str, secret: bytes) -> bytes:
+    """What a node shows to one server, to take back there what it has registered: worth nothing at any other."""
+    return hmac.new(secret, _SECRET + url.encode(), sha256).digest()[:SECRET_BYTES]
 
 
 def roster(instance: str, version: int, complete: bool, servers: Mapping[str, str]) -> bytes:

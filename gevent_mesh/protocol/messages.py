@@ -20,6 +20,7 @@ import msgpack
 
 from ..errors import MessageError, PayloadNotEncodable
 from .frames import MAX_NAME_CHARS, is_uid
+from .gossip import check_nodes, check_nodes_wanted
 from .presence_messages import check_presence, check_wanted
 from .unpacking import DECODE, FREE_BYTES, count_values, read
 
@@ -74,7 +75,7 @@ MAX_ROOM_DEPTH = 16
 
 class MessageType(IntEnum):
     """Append only. Types 1, 2 and 13 serve Node peers, which have no heartbeat frames and no BYE; those from 32 on are
-    ours alone, and never sent to Node peers. 36 and 37 are presence's, 40 to 46 the emitters'."""
+    ours alone, and never sent to Node peers. 36 and 37 are presence's, 40 to 46 the emitters', 50 and 51 gossip's."""
 
     INITIAL_HEARTBEAT = 1
     HEARTBEAT = 2
@@ -102,6 +103,8 @@ class MessageType(IntEnum):
     TOLD = 44
     REPLY = 45
     COUNT_SERVERS = 46
+    NODES_WANTED = 50
+    NODES = 51
 
 
 @dataclass(slots=True)
@@ -683,4 +686,6 @@ _CHECKS: dict[int, Callable[[dict[str, Any]], None]] = {
     MessageType.TOLD: _told,
     MessageType.REPLY: _reply,
     MessageType.COUNT_SERVERS: _request_id,
+    MessageType.NODES_WANTED: check_nodes_wanted,
+    MessageType.NODES: check_nodes,
 }

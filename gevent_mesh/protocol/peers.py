@@ -8,6 +8,8 @@ Rules:
   larger uid gives up its own dial when the smaller one's link is proven.
 - What a dialer said in HELLO about the session is out of date once another link of the pair has come up. Such a dial is
   given up by the dialer, and refused by a listener that it reaches all the same: otherwise losses would be miscounted.
+- A uid belongs to the process that was linked under it first: only who shows the same boot key may have
+  a link again.
 - A peer that is named but not linked yet has a session and an outbox: what is sent while the mesh forms is kept.
 - A peer is *present* from the moment it is named. It *lapses* when it leaves or is given up, when its link is down and
   no roster names it any more (its process has died), or when its link is down and nothing has been heard of it for
@@ -18,6 +20,7 @@ Rules:
 
 from __future__ import annotations
 
+import hmac
 import math
 import random
 from collections.abc import Iterable, Iterator, Mapping
@@ -50,6 +53,7 @@ class Peer:
         codec: the form of the packets that its clients get; empty until it has been linked.
         link: the link that is up, if any.
         linked_at: when the last link came up.
+        boot_key: what it has shown; no other process can take its place. Empty for one that shows nothing.
         dialing: whether a dial of ours is under way.
         dial: the link of that dial, once it has said HELLO.
         dial_not_before: the backoff's word on when to try next.
@@ -69,6 +73,7 @@ class Peer:
     codec: str = ""
     link: AnyLinkProtocol | None = None
     linked_at: float = -math.inf
+    boot_key: bytes = b""
     dialing: bool = False
     dial: AnyLinkProtocol | None = None
     dial_not_before: float = 0.0
@@ -141,6 +146,10 @@ class PeerTable:
         """Take a discovery server's roster (see `Membership.roster`)."""
         return self._apply(self.members.roster(source, servers, complete, now, removed))
 
+    def told(self, teller: str, nodes: Mapping[str, str], now: float) -> list[Change]:
+        """A peer named nodes that it is linked to (see `gevent_mesh.protocol.gossip`)."""
+        return self._apply(self.members.told(teller, nodes, now))
+
     def tick(self, now: float) -> list[Change]:
         """Give up peers that have been away for too long."""
         return self._apply(self.members.tick(now))
@@ -148,6 +157,10 @@ class PeerTable:
     def left(self, uid: str) -> list[Change]:
         """A peer said that it leaves: forget its session."""
         return self._apply(self.members.left(uid))
+
+    def forget(self, uid: str) -> list[Change]:
+        """A peer is not where it was said to be, and nobody says more."""
+        return self._apply(self.members.forget(uid))
 
     def _apply(self, changes: list[Change]) -> list[Change]:
         for change in changes:
@@ -225,6 +238,21 @@ class PeerTable:
             peer.present = False
             self._lapsed.append(peer)
 
+    # ------------------------------------------------------------------ gossip
+
+    def linked(self) -> dict[str, str]:
+        """Addresses, by uid, of the nodes of our kind that a link is up to."""
+        return {
+            peer.uid: peer.member.address
+            for peer in self._peers.values()
+            if peer.link is not None and peer.receives_events and not peer.is_nodejs
+        }
+
+    def sought(self, now: float) -> list[str]:
+        """The uids of those that we are linked to or try to reach, ourselves included: whom nobody need name to us."""
+        wanted = (peer.uid for peer in self._peers.values() if peer.link or self.members.wants_dial(peer.uid, now))
+        return [self.uid, *wanted]
+
     # ------------------------------------------------------------------ dialling
 
     def due(self, now: float) -> list[Peer]:
@@ -286,10 +314,12 @@ class PeerTable:
             HandshakeError: another link of the pair comes first, or has come up since the dialer's HELLO; or there are
                 too many peers that nobody names; or an
                 emitter pretends to be a node; or it says that it is a Node peer, which proves little, and we know it
-                for a node of ours.
+                for a node of ours; or it is another process than the one that we know under this uid.
         """
         peer = self._peers.get(uid)
         self._check_role(link, peer)
+        if peer is not None and peer.boot_key and not hmac.compare_digest(peer.boot_key, link.boot_key):
+            raise HandshakeError(Refusal.TAKEN, "this uid belongs to another process")
         if link.is_dialer:
             return
         self.check_claim(uid)
@@ -323,7 +353,7 @@ class PeerTable:
         if peer.link is not None:
             raise RuntimeError(f"{identity.uid} still has a link")
         peer.receives_events, peer.codec = identity.role is Role.NODE, identity.codec
-        peer.is_nodejs = identity.is_nodejs
+        peer.is_nodejs, peer.boot_key = identity.is_nodejs, link.boot_key
         try:
             link.accept(peer.session, now)
         except Exception:

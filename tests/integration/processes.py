@@ -265,7 +265,7 @@ class Fleet:
         *,
         proxy: Proxy | None = None,
         server: dict[str, Any] | None = None,
-        url: str = "",
+        url: str | Sequence[str] = "",
         patched: bool = False,
         log: str = "INFO",
         **manager: Any,
@@ -277,7 +277,7 @@ class Fleet:
             discovery: where they register; None for the discovery that they serve themselves.
             proxy: what their addresses lead through.
             server: options of their `socketio.Server`.
-            url: where they find discovery, if not at its own address.
+            url: where they find discovery, or several, if not at its own address.
             patched: whether they are monkey-patched.
             log: their level of logging.
             manager: options of their `GeventMeshManager`.

@@ -177,6 +177,7 @@ class HandMade:
         channel: str = "socketio",
         role: Role = Role.NODE,
         target: str | None = None,
+        secret: bytes = b"",
     ) -> None:
         self.transport: Transport = dial(node.address)
         self.session = Session(secrets.token_bytes(8), limit_bytes=1 << 20) if session is None else session
@@ -187,6 +188,7 @@ class HandMade:
             now=0.0,
             target=node.uid if target is None else target,
             session=self.session.state(),
+            secret=secret,
         )
         self.events: list[Event] = []
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 import msgpack
@@ -27,7 +28,7 @@ from gevent_mesh.protocol.frames import (
     Welcome,
     batch_header,
 )
-from gevent_mesh.protocol.handshake import Keys
+from gevent_mesh.protocol.handshake import Keys, boot_key_for
 from gevent_mesh.protocol.link import (
     BATCH_BYTES,
     MAX_PENDING_PONGS,
@@ -412,6 +413,39 @@ def test_the_dialers_hello_cannot_be_changed_under_way(change: str) -> None:
     b.receive(a.protocol.outgoing())
     assert isinstance(b.error, HandshakeError)
     assert b.error.code == Refusal.UNAUTHORIZED
+
+
+def test_each_side_shows_its_boot_key_to_the_other_one_only() -> None:
+    def met(uid: str, secret: bytes) -> LinkProtocol:
+        """What a listener has heard of a dialer with this secret."""
+        a, b = dialer(target=uid), listener(uid)
+        a.protocol = LinkProtocol(
+            Identity(LOW), KEYS, nonce=bytes(32), now=0.0, target=uid, session=a.session.state(), secret=secret
+        )
+        b.protocol._secret = b"of the listener"
+        connected(a, b)
+        # An older dialer shows none, and could not check a proof that has one in it.
+        assert a.protocol.boot_key == (boot_key_for(LOW, b"of the listener") if secret else b"")
+        return b.protocol
+
+    first = met(HIGH, b"secret").boot_key
+    assert len(first) == 16
+    assert met(HIGH, b"secret").boot_key == first
+    assert met(OTHER, b"secret").boot_key != first
+    assert met(HIGH, b"another").boot_key != first
+    assert met(HIGH, b"").boot_key == b""
+
+
+def test_the_listeners_boot_key_cannot_be_changed_under_way() -> None:
+    a, b = dialer(), listener()
+    b.receive(a.protocol.outgoing())
+    a.receive(b.protocol.outgoing())
+    b.receive(a.protocol.outgoing())
+    (welcome,) = frames_in(b.protocol.outgoing(), masked=False)
+    assert isinstance(welcome, Welcome)
+    a.receive(wire(replace(welcome, boot_key=b"k" * 16), mask=False))
+    assert isinstance(a.error, HandshakeError)
+    assert a.error.code == Refusal.UNAUTHORIZED
 
 
 def test_an_address_with_a_new_owner_is_the_wrong_peer() -> None:

@@ -54,7 +54,7 @@ class StubLink(LinkProtocol):
         self._proofs = ()
         self._their_state = SessionState(b"st" + uid[-6:].encode(), b"", 0)
 
-    def _welcome_proof(self, ours: SessionState) -> bytes:  # noqa: ARG002
+    def _welcome_proof(self, ours: SessionState, claim: bytes) -> bytes:  # noqa: ARG002
         return bytes(32)
 
 
@@ -369,6 +369,42 @@ def test_our_own_dial_is_not_ended_by_its_success() -> None:
     table.link_up(dial, Identity(OTHER, ADDRESS), 2.0)
     assert dial.phase is Phase.UP
     assert (peer.dialing, peer.dial, peer.link) == (False, None, dial)
+
+
+# ---------------------------------------------------------------------- takeovers
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "refused"),
+    [
+        (b"k" * 16, b"k" * 16, False),
+        (b"k" * 16, b"x" * 16, True),
+        (b"k" * 16, b"", True),
+        # Who has shown none has nothing to be told apart by.
+        (b"", b"k" * 16, False),
+        (b"", b"", False),
+    ],
+)
+@pytest.mark.parametrize("is_down", [True, False])
+@pytest.mark.parametrize("is_dialer", [True, False])
+def test_a_uid_belongs_to_the_process_that_was_linked_first(
+    first: bytes, second: bytes, refused: bool, is_down: bool, is_dialer: bool
+) -> None:
+    table, peer = named()
+    link = StubLink(LOW, OTHER, 1.0)
+    link.boot_key = first
+    table.link_up(link, Identity(OTHER, ADDRESS), 1.0)
+    if is_down:
+        table.link_down(link, 2.0)
+    newcomer = StubLink(LOW, OTHER, 3.0, is_dialer=is_dialer)
+    newcomer.boot_key = second
+    if refused:
+        with pytest.raises(HandshakeError) as caught:
+            table.check_proven(newcomer, OTHER)
+        assert caught.value.code == Refusal.TAKEN
+    else:
+        table.check_proven(newcomer, OTHER)
+    assert peer.boot_key == first
 
 
 # ---------------------------------------------------------------------- links
