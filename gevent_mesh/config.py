@@ -132,8 +132,8 @@ class MeshConfig:
         address = server_address if server_address is not None else environ.get("MESH_ADDRESS", "")
         if address:
             _check_own_address(address, tls)
-        if not isinstance(channel, str) or not 0 < len(channel) <= MAX_CHANNEL_CHARS:
-            raise ConfigError(f"channel must have 1 to {MAX_CHANNEL_CHARS} characters, not {channel!r}")
+        if not isinstance(channel, str) or not 0 < len(channel) <= MAX_CHANNEL_CHARS or not channel.isprintable():
+            raise ConfigError(f"channel must have 1 to {MAX_CHANNEL_CHARS} printable characters, not {channel!r}")
         _check_number("buffered_amount_threshold", buffered_amount_threshold)
         if not MIN_THRESHOLD_BYTES <= buffered_amount_threshold <= MAX_THRESHOLD_BYTES:
             raise ConfigError(

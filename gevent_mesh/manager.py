@@ -559,10 +559,19 @@ class GeventMeshManager(ClusterApi, PubSubManager):  # type: ignore[misc]  # pyt
         message = self._node.encode(MessageType.BROADCAST, selection.namespace, data)
         outgoing = [(same, message)]
         if others:
-            data = messages.broadcast(selection.opts, packet=self._packets.plain(encoded), request_id=request_id)
-            outgoing.append((others, self._node.encode(MessageType.BROADCAST, selection.namespace, data)))
+            outgoing.append((others, self._plain_message(selection, encoded, request_id) or message))
         mesh.outboxes.keep_for_newcomers(message)
         return outgoing
+
+    def _plain_message(self, selection: Selection, encoded: list[str | bytes], request_id: str | None) -> bytes | None:
+        """An event for nodes with another packet class; None if they have to read the packet of ours."""
+        try:
+            data = messages.broadcast(selection.opts, packet=self._packets.plain(encoded), request_id=request_id)
+            return self._node.encode(MessageType.BROADCAST, selection.namespace, data)
+        except PayloadNotEncodable:
+            if not self._packets.is_known:
+                raise
+            return None
 
     def _ask_clients(
         self,

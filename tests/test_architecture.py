@@ -48,7 +48,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "health": {"node", "service", "net", "protocol"},
     "commands": {"clients", "cluster", "node", "packets", "selection", "service", "net", "protocol", "errors"},
     "emitter": {"clients", "cluster", "node", "config", "net", "protocol", "errors"},
-    "relay": {"cluster", "node", "service", "protocol", "errors"},
+    "relay": {"cluster", "node", "service", "net", "protocol", "errors"},
     "asking": {"cluster", "node", "packets", "service", "net", "protocol", "errors"},
     "leaving": {"clients", "node"},
     "startup": {"errors"},

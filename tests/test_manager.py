@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import random
 import socket
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from typing import Any
 
 import flask
 import flask_socketio
+import msgpack
 import pytest
 import socketio
 from gevent import pywsgi
@@ -21,10 +23,15 @@ from geventwebsocket.handler import WebSocketHandler
 from socketio.msgpack_packet import MsgPackPacket
 
 from gevent_mesh import ConfigError, EmitterError, GeventMeshManager, PayloadTooLarge, StartError
+from gevent_mesh.cluster import queries
+from gevent_mesh.errors import MessageError
 from gevent_mesh.net import mesh
 from gevent_mesh.packets import Packets
 from gevent_mesh.protocol import messages
-from gevent_mesh.protocol.messages import MessageType
+from gevent_mesh.protocol.messages import ClusterMessage, MessageType
+from gevent_mesh.protocol.peers import PeerTable
+from gevent_mesh.protocol.unpacking import MAX_VALUES
+from gevent_mesh_discovery import DiscoveryServer
 from tests.paper import PaperNode, paper_mesh
 from tests.support import eventually
 
@@ -609,3 +616,70 @@ def _run(code: str) -> str:
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+def test_an_event_with_more_values_than_a_message_may_hold_reaches_clients_with_another_form_of_packets() -> None:
+    discovery = DiscoveryServer(port=0)
+    discovery.start()
+    nodes = [
+        PaperNode(GeventMeshManager(discovery.url, ws_port=0), **options) for options in ({}, {"serializer": "msgpack"})
+    ]
+    try:
+        for node in nodes:
+            assert node.manager.wait_for_peers(1)
+            node.manager.basic_enter_room("sid", "/", None, eio_sid="one")
+        for ours, theirs in (nodes, nodes[::-1]):
+            theirs.sent.clear()
+            ours.server.emit("large", [0] * MAX_VALUES)
+            eventually(lambda theirs=theirs: theirs.sent)  # type: ignore[misc]  # bound now
+    finally:
+        for node in nodes:
+            node.manager.stop(0.2)
+        discovery.stop()
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        messages.broadcast(messages.options(), encoded=["2["], codec="msgpack"),
+        messages.broadcast(messages.options(), encoded=[b"\xc1"], codec="msgpack"),
+        messages.broadcast(messages.options(), encoded=["2{}"], codec="json", request_id="ab"),
+        messages.broadcast(messages.options(), encoded=["2[]"], codec="unheard of"),
+        messages.broadcast(messages.options(), packet=["event", msgpack.ExtType(5, b"")]),
+        messages.broadcast(messages.options(), packet=["event", msgpack.ExtType(5, b"")], request_id="ab"),
+    ],
+)
+def test_an_event_that_clients_cannot_be_sent_is_malformed(data: dict[str, Any]) -> None:
+    node = PaperNode(GeventMeshManager([]))
+    peer = PeerTable("f" * 16, random.Random(1))
+    peer.roster("test", {"a" * 16: "ws://127.0.0.1:1"}, True, 0.0)
+    (sender,) = peer
+    try:
+        node.connects("one")
+        with pytest.raises(MessageError):
+            node.manager._node.on_message(sender, ClusterMessage(MessageType.BROADCAST, sender.uid, "/", data))
+        assert node.sent == []
+    finally:
+        node.manager.stop(0)
+
+
+def test_a_peer_that_asks_too_much_at_a_time_is_not_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(queries, "MAX_ANSWERS", 2)
+    node = PaperNode(GeventMeshManager([]))
+    peer = PeerTable("f" * 16, random.Random(1))
+    peer.roster("test", {"a" * 16: "ws://127.0.0.1:1"}, True, 0.0)
+    (sender,) = peer
+    question = messages.fetch_sockets(messages.options(), "ab")
+
+    def ask() -> None:
+        node.manager._node.on_message(sender, ClusterMessage(MessageType.FETCH_SOCKETS, sender.uid, "/", question))
+
+    try:
+        ask()
+        ask()
+        with pytest.raises(MessageError):
+            ask()
+        eventually(lambda: not node.manager._queries._answering)
+        ask()
+    finally:
+        node.manager.stop(0)

@@ -19,10 +19,10 @@ from wsproto import ConnectionType, WSConnection
 from wsproto.events import AcceptConnection, Event, RejectConnection, Request
 from wsproto.utilities import LocalProtocolError, RemoteProtocolError
 
-from ..errors import DialError
+from ..errors import DialError, ExhaustedError
 from ..protocol.address import Address, parse_address
 from ..tls import NO_TLS, Tls, explain
-from .transport import Transport
+from .transport import EXHAUSTED, Transport
 
 __all__ = ["dial"]
 
@@ -108,7 +108,8 @@ def _connect(target: Address) -> socket.socket:
     try:
         sock = socket.create_connection((target.host, target.port))
     except (OSError, UnicodeError) as error:
-        raise DialError(f"{target}: {_reason(error)}") from error
+        kind = ExhaustedError if getattr(error, "errno", None) in EXHAUSTED else DialError
+        raise kind(f"{target}: {_reason(error)}") from error
     try:
         # Dialling a free local port from the range of outgoing ports can connect a socket to itself.
         to_itself = sock.getsockname() == sock.getpeername()

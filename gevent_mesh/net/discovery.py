@@ -26,10 +26,10 @@ from time import monotonic
 import gevent
 from gevent.event import Event
 
-from ..errors import MeshError
+from ..errors import ExhaustedError, MeshError
 from ..protocol import discovery as wire
 from ..protocol import nodejs
-from ..protocol.membership import Backoff
+from ..protocol.membership import EXHAUSTED_SECONDS, Backoff
 from ..protocol.websocket import FrameDecoder, Opcode, close_payload, frame, parse_close
 from ..tls import NO_TLS, Tls
 from .dialer import dial
@@ -174,15 +174,17 @@ class DiscoveryClient:
 
     def _run(self) -> None:
         while not self._stopping:
+            exhausted = False
             try:
                 self._session()
             except MeshError as error:
+                exhausted = isinstance(error, ExhaustedError)
                 if not self._stopping:
                     self._fail(str(error).removeprefix(f"{self.url}: "))
             except (Exception, gevent.Timeout) as error:  # noqa: BLE001  # the top of a greenlet: a bug must not end discovery
                 self.last_error = repr(error)
                 _log.exception("the client of discovery %s crashed; it goes on", self.url)
-            gevent.sleep(self._backoff.next_delay())
+            gevent.sleep(EXHAUSTED_SECONDS if exhausted else self._backoff.next_delay())
 
     def _session(self) -> None:
         """One connection, from dialling to its end, which is always an exception."""
@@ -336,7 +338,8 @@ class _Connection:
                 self.send(frame(Opcode.PONG, payload, mask=True))
             elif opcode == Opcode.CLOSE:
                 code, reason = parse_close(payload)
-                raise _Ended(_ADVICE.get(code) or f"it closed the connection: {code} {reason}".rstrip())
+                said = reason if reason.isprintable() else ascii(reason)
+                raise _Ended(_ADVICE.get(code) or f"it closed the connection: {code} {said}".rstrip())
 
     def say_goodbye(self) -> None:
         """Tell the server that we leave, and close. Waits a short time for that to be sent."""

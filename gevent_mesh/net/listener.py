@@ -36,7 +36,7 @@ from ..errors import StartError
 from ..protocol.address import format_host_port, is_loopback, plain_host
 from ..tls import NO_TLS, Tls, explain
 from .lines import LinesPerSecond
-from .transport import Transport
+from .transport import EXHAUSTED, Transport
 
 __all__ = ["Listener", "StrangerLimits", "StrangerTicket", "Strangers", "WSGIApp"]
 
@@ -45,6 +45,8 @@ _log = logging.getLogger(__name__)
 WSGIApp = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 
 _BACKLOG = 1024
+_ACCEPT_AGAIN_SECONDS = 0.1
+"""When to try again after there was no descriptor for a new connection."""
 _END_OF_HEAD = b"\r\n\r\n"
 _MESH_HEADER = "Mesh-Protocol"
 _MESH_VERSION = "1"
@@ -342,6 +344,20 @@ class _Server(WSGIServer):  # type: ignore[misc]  # gevent ships no types
 
     def handle(self, sock: socket.socket, address: tuple[Any, ...]) -> None:
         self._listener._serve(sock, address)
+
+    def do_read(self) -> tuple[socket.socket, tuple[Any, ...]] | None:
+        try:
+            found: tuple[socket.socket, tuple[Any, ...]] | None = super().do_read()
+        except OSError as error:
+            if error.errno not in EXHAUSTED:
+                raise
+            # gevent would print a traceback for each try, and wait longer each time. Who knocks waits in the backlog.
+            self._listener._tell(f"cannot accept: {error.strerror}", "those who wait")
+            self.stop_accepting()
+            self._timer = self.loop.timer(_ACCEPT_AGAIN_SECONDS)
+            self._timer.start(self._start_accepting_if_started)
+            return None
+        return found
 
 
 class _Handler(WebSocketHandler):  # type: ignore[misc]  # gevent-websocket ships no types

@@ -22,7 +22,7 @@ from gevent.lock import BoundedSemaphore
 from gevent.pool import Group
 
 from ..config import MeshConfig
-from ..errors import DialError, HandshakeError, StartError
+from ..errors import DialError, ExhaustedError, HandshakeError, StartError
 from ..protocol.address import Address, is_loopback
 from ..protocol.discovery import SECRET_BYTES
 from ..protocol.frames import NONCE_BYTES, Refusal, Role, is_uid
@@ -421,7 +421,7 @@ class Mesh:
             error = DialError(repr(exc))
         # Another dial may be under way when the reader of a link that was up comes back late.
         if peer.dialing and peer.attempt == attempt:
-            self.table.dial_failed(peer, monotonic())
+            self.table.dial_failed(peer, monotonic(), exhausted=isinstance(error, ExhaustedError))
             self._dial_failed(peer, error)
         self._kick.set()
 
@@ -500,15 +500,18 @@ class Mesh:
         if code == Refusal.WRONG_PEER and not self.table.members.is_listed(peer.uid):
             # Somebody else lives at its address, and nobody knows another one.
             self._report(self.table.forget(peer.uid))
+        elif isinstance(error, ExhaustedError):
+            # Once for all peers: it has nothing to do with them.
+            self._log_failure("", "cannot dial: this process has no descriptor left")
         elif code != Refusal.DUPLICATE:
-            self._log_failure(peer, str(error))
+            self._log_failure(peer.uid, f"no link to {peer.uid} at {peer.member.address}: {error}")
 
-    def _log_failure(self, peer: Peer, text: str) -> None:
+    def _log_failure(self, uid: str, text: str) -> None:
         now = monotonic()
-        last, at = self._last_failure.get(peer.uid, ("", 0.0))
+        last, at = self._last_failure.get(uid, ("", 0.0))
         if text != last or now - at > SAME_FAILURE_SECONDS:
-            self._last_failure[peer.uid] = (text, now)
-            self._logger.warning("no link to %s at %s: %s", peer.uid, peer.member.address, text)
+            self._last_failure[uid] = (text, now)
+            self._logger.warning("%s", text)
 
     # ------------------------------------------------------------------ what links say (LinkOwner)
 
@@ -583,7 +586,9 @@ class Mesh:
             self._compare(peer, event.facts.get("nodes"))
         elif isinstance(event, Lost):
             self.counters.received_lost += event.count
-            self._logger.error("%d messages from %s were lost: %s", event.count, peer.uid, WHY_LOST)
+            # A peer has reason to say so once for each link.
+            if link.lines.next(monotonic()) is not None:
+                self._logger.error("%d messages from %s were lost: %s", event.count, peer.uid, WHY_LOST)
         elif event.code == Refusal.LEAVING:
             self._report(self.table.left(peer.uid))
             self._tell_lapsed()

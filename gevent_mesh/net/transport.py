@@ -12,6 +12,7 @@ Rules:
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import select
@@ -28,7 +29,10 @@ from gevent.monkey import get_original
 from ..protocol.address import format_host_port, plain_host
 from ..tls import wrap
 
-__all__ = ["Transport"]
+__all__ = ["EXHAUSTED", "Transport"]
+
+EXHAUSTED = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM))
+"""Errors that say nothing about the other side: this process, or this machine, has no room for another connection."""
 
 #: A read asks for little, as most of what comes is small: a buffer of 256 KiB is a fresh mapping in the kernel each
 #: time (24 us a read, measured, against 3 us). After a read that was filled to the brim the next one asks for a lot.

@@ -32,14 +32,21 @@ from ..errors import HandshakeError
 from .frames import STREAM_BYTES, Refusal, Role
 from .hearing import Hearing
 from .link import AnyLinkProtocol, Identity
-from .membership import Backoff, Change, Member, Membership, PeerState, dials
+from .membership import EXHAUSTED_SECONDS, Backoff, Change, Member, Membership, PeerState, dials
 from .session import Session
 
-__all__ = ["REDIAL_SECONDS", "Peer", "PeerTable"]
+__all__ = ["MAX_DIALS", "MAX_UNNAMED", "REDIAL_SECONDS", "Peer", "PeerTable"]
 
 REDIAL_SECONDS = 4.0
 """The most from the beginning of a dial to the next one. A dial that nobody answers takes five seconds by itself; after
 a partition of a minute, the usual 15 s on top of that kept a mesh of ten apart for eight seconds more."""
+
+MAX_DIALS = 256
+"""Dials that are under way at a time. Each takes a descriptor, and a roster may name thousands that do not answer."""
+
+MAX_UNNAMED = 1024
+"""Peers that no roster names: emitters, nodes that discovery does not know yet, and those that went away inside the
+resume window. Whoever has the token can be as many nodes as it likes, and each is sent to and kept for a while."""
 
 
 @dataclass(slots=True, eq=False)
@@ -274,13 +281,19 @@ class PeerTable:
     # ------------------------------------------------------------------ dialling
 
     def due(self, now: float) -> list[Peer]:
-        """Peers that we should dial now."""
-        return [peer for peer in self._peers.values() if self._may_dial(peer, now) and self._dial_at(peer) <= now]
+        """Peers that we should dial now, those first that have been due for longest."""
+        due = [peer for peer in self._peers.values() if self._may_dial(peer, now) and self._dial_at(peer) <= now]
+        return sorted(due, key=self._dial_at)[: self._free_dials()]
 
     def next_due(self, now: float) -> float | None:
         """When `due` will next have something to say, as far as is known now."""
+        if not self._free_dials():
+            return None
         times = [self._dial_at(peer) for peer in self._peers.values() if self._may_dial(peer, now)]
         return min(times, default=None)
+
+    def _free_dials(self) -> int:
+        return max(0, MAX_DIALS - sum(peer.dialing for peer in self._peers.values()))
 
     def _may_dial(self, peer: Peer, now: float) -> bool:
         return (
@@ -299,10 +312,15 @@ class PeerTable:
         """The connection stands and our HELLO is on its way."""
         peer.dial = link
 
-    def dial_failed(self, peer: Peer, now: float) -> None:
-        """Our dial came to nothing."""
+    def dial_failed(self, peer: Peer, now: float, *, exhausted: bool = False) -> None:
+        """Our dial came to nothing.
+
+        Args:
+            exhausted: for a reason that has nothing to do with the peer, and may be gone at any moment.
+        """
         peer.dialing, peer.dial = False, None
-        peer.dial_not_before = max(now, peer.dialled_at + peer.backoff.next_delay())
+        pause = EXHAUSTED_SECONDS if exhausted else max(0.0, peer.dialled_at + peer.backoff.next_delay() - now)
+        peer.dial_not_before = now + pause
 
     # ------------------------------------------------------------------ links
 
@@ -320,7 +338,8 @@ class PeerTable:
         """The other side of `link` has proved to be `uid`.
 
         Raises:
-            HandshakeError: another link of the pair comes first, or has come up since the dialer's HELLO; or an
+            HandshakeError: another link of the pair comes first, or has come up since the dialer's HELLO; or there are
+                too many peers that nobody names; or an
                 emitter pretends to be a node; or it says that it is a Node peer, which proves little, and we know it
                 for a node of ours; or it is another process than the one that we know under this uid.
         """
@@ -333,6 +352,12 @@ class PeerTable:
         self.check_claim(uid)
         if peer is not None and peer.linked_at >= link.hello_at:
             raise HandshakeError(Refusal.DUPLICATE, "this pair has been linked meanwhile")
+        if peer is None and self._unnamed() >= MAX_UNNAMED:
+            raise HandshakeError(Refusal.BUSY, "this node knows too many others that discovery does not name")
+
+    def _unnamed(self) -> int:
+        members = (peer.member for peer in self._peers.values())
+        return sum(member.state is not PeerState.DEAD and not self.members.is_listed(member.uid) for member in members)
 
     def _check_role(self, link: AnyLinkProtocol, peer: Peer | None) -> None:
         """An emitter is dialled by nobody, and cannot have the uid of a node that we know of."""

@@ -13,6 +13,7 @@ import logging
 import os
 import secrets
 import sys
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from time import monotonic
@@ -162,6 +163,9 @@ class Control:
             "rss": psutil.Process().memory_info().rss,
             "descriptors": psutil.Process().num_fds(),
         }
+
+    def wall_clock(self) -> float:
+        return time.time()
 
     def wait_for_peers(self, count: int, timeout: float) -> bool:
         return self._manager.wait_for_peers(count, timeout)

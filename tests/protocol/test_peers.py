@@ -23,7 +23,7 @@ from gevent_mesh.protocol.membership import (
     PeerState,
 )
 from gevent_mesh.protocol.messages import ClusterMessage, MessageType
-from gevent_mesh.protocol.peers import REDIAL_SECONDS, Peer, PeerTable
+from gevent_mesh.protocol.peers import MAX_DIALS, MAX_UNNAMED, REDIAL_SECONDS, Peer, PeerTable
 from tests.protocol.support import HIGH, KEYS, LOW, OTHER
 
 ADDRESS = "ws://other:1"
@@ -768,3 +768,54 @@ def test_nothing_is_owed_to_an_emitter_or_to_who_has_left() -> None:
     assert table.owed() == []
     bring_up(table, OTHER, 1.0, role=Role.EMITTER, address="")
     assert table.owed() == []
+
+
+# ---------------------------------------------------------------------- how many there may be
+
+
+def uids(count: int) -> list[str]:
+    return [f"f00d{number:012x}" for number in range(count)]
+
+
+def test_a_token_holder_cannot_be_any_number_of_nodes() -> None:
+    table = PeerTable(HIGH, random.Random(1))
+    for uid in uids(MAX_UNNAMED):
+        bring_up(table, uid, 1.0)
+    table.roster("d", {OTHER: ADDRESS}, True, 1.0)
+    with pytest.raises(HandshakeError) as refused:
+        bring_up(table, LOW, 1.0)
+    assert refused.value.code == Refusal.BUSY
+    # Whom discovery names, and who is known, is taken all the same.
+    bring_up(table, OTHER, 1.0)
+    table.link_down(peer_of(table, uids(1)[0]).link, 1.0)  # type: ignore[arg-type]  # it is up
+    bring_up(table, uids(1)[0], 2.0)
+
+
+def test_peers_that_are_dead_make_room_and_few_of_them_are_kept() -> None:
+    table = PeerTable(HIGH, random.Random(1), resume_window=30.0)
+    for at in (0.0, 100.0, 200.0):
+        for uid in uids(MAX_UNNAMED):
+            table.link_down(bring_up(table, uid, at), at)
+        table.tick(at + 31.0)
+    assert len(table) <= MAX_UNNAMED
+    bring_up(table, LOW, 300.0)
+
+
+def test_so_many_peers_are_dialled_at_a_time_and_no_more() -> None:
+    table = PeerTable(LOW, random.Random(1))
+    table.roster("d", dict.fromkeys(uids(MAX_DIALS + 1), ADDRESS), True, 0.0)
+    for peer in (first := table.due(1.0)):
+        table.dial_started(peer, 1.0)
+    assert len(first) == MAX_DIALS
+    assert (table.due(1.0), table.next_due(1.0)) == ([], None)
+    table.dial_failed(first[0], 1.0)
+    (last,) = table.due(1.0)
+    assert last not in first, "who has waited for longest comes first"
+
+
+def test_a_dial_that_failed_for_a_reason_of_our_own_is_soon_repeated() -> None:
+    table, peer = named()
+    for _ in range(10):
+        table.dial_started(peer, 1.0)
+        table.dial_failed(peer, 10.0, exhausted=True)
+    assert peer.dial_not_before == 11.0
