@@ -8,6 +8,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 ARGS ?=
+MINUTES ?= 30
 SECONDS ?= 60
 
 BIN := $(VENV)/bin
@@ -17,7 +18,7 @@ SOURCES := gevent_mesh discovery examples_flask benchmarks tests noxfile.py
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PRECIOUS: $(VENV)/.installed-%
-.PHONY: help demo test nemesis fuzz check lint types format bench vendor clean
+.PHONY: help demo test nemesis soak fuzz check lint types format bench vendor clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile | expand -t 16
@@ -33,6 +34,9 @@ nemesis: $(VENV)/.installed-test  ## every fault at full size (half an hour); AR
 
 fuzz: $(VENV)/.installed-fuzz  ## look for bytes of the network that break something; SECONDS=600 for longer
 	$(BIN)/python -m tests.fuzz --seconds $(SECONDS) $(ARGS)
+
+soak: $(VENV)/.installed-test  ## random faults and churn for MINUTES=30: nothing may pile up
+	MESH_FULL=1 MESH_SOAK_MINUTES=$(MINUTES) $(BIN)/python -m pytest -v -s tests/nemesis/test_soak.py $(ARGS)
 
 check: lint types test  ## all that CI asks for
 

@@ -81,6 +81,10 @@ class Ear:
             if peer.uid not in self._owed:
                 self._owed[peer.uid] = number
 
+    def forget_latencies(self) -> None:
+        """They take more memory than all else."""
+        self._latencies.clear()
+
     def latencies(self, since: float, boots: list[str] | None) -> list[float]:
         """Seconds that events of some senders took that came after a moment of the clock that all processes share."""
         return sorted(

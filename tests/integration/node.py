@@ -30,6 +30,7 @@ import psutil
 import socketio
 from gevent.pywsgi import WSGIServer
 from geventwebsocket.handler import WebSocketHandler
+from greenlet import greenlet
 
 from gevent_mesh import GeventMeshManager, HealthApp
 from gevent_mesh.cluster.results import Outcome, RoomCounts, SocketList
@@ -319,6 +320,15 @@ class Control:
         """What came, and what the sessions say (see `checker.Account`)."""
         assert self._ear is not None
         return self._ear.account(self._manager.uid, self._sent)
+
+    def resources(self) -> dict[str, int]:
+        """What this process holds; not what it has noted for tests."""
+        if self._ear is not None:
+            self._ear.forget_latencies()
+        gc.collect()
+        process = psutil.Process()
+        greenlets = sum(isinstance(one, greenlet) and not one.dead for one in gc.get_objects())
+        return {"memory": process.memory_info().rss, "descriptors": process.num_fds(), "greenlets": greenlets}
 
     def latency(self, since: float, boots: list[str] | None = None) -> dict[str, float]:
         """How long events took that came since then, in seconds."""
