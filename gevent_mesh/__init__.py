@@ -16,6 +16,7 @@ The map, from the outside in; imports point downwards only::
     routing.py      which peers need a message
     startup.py      joins when the process begins to serve; forks
     net/            greenlets and sockets: mesh, link, listener, dialer, client of discovery
+    tls.py          certificates, and whom they are for
     protocol/       the rules, without input or output
     errors.py       everything that is raised on purpose
 

@@ -27,9 +27,10 @@ DISCOVERY = ROOT / "discovery" / "gevent_mesh_discovery"
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "protocol": {"errors"},
-    "config": {"protocol", "errors"},
+    "tls": {"protocol", "errors"},
+    "config": {"tls", "protocol", "errors"},
     "metrics": {"errors"},
-    "net": {"config", "metrics", "protocol", "errors"},
+    "net": {"config", "metrics", "tls", "protocol", "errors"},
     "routing": {"net", "protocol", "errors"},
     "fanout": {"net", "protocol", "errors"},
     "packets": {"errors"},
@@ -47,8 +48,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "health": {"node", "service", "net", "protocol"},
     "commands": {"clients", "cluster", "node", "packets", "selection", "service", "net", "protocol", "errors"},
     "emitter": {"clients", "cluster", "node", "config", "net", "protocol", "errors"},
-    "relay": {"cluster", "node", "service", "protocol", "errors"},
+    "relay": {"cluster", "node", "service", "net", "protocol", "errors"},
     "asking": {"cluster", "node", "packets", "service", "net", "protocol", "errors"},
+    "leaving": {"clients", "node"},
     "startup": {"errors"},
     "testclient": {"errors"},
     "manager": {
@@ -58,6 +60,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "commands",
         "emitter",
         "health",
+        "leaving",
         "limits",
         "node",
         "packets",
@@ -84,6 +87,7 @@ DISCOVERY_MAY_IMPORT = (
     "gevent_mesh.protocol",
     "gevent_mesh.net.listener",
     "gevent_mesh.net.transport",
+    "gevent_mesh.tls",
     "gevent_mesh.errors",
 )
 # The part of the library that may start a discovery service.

@@ -29,8 +29,10 @@ from gevent_mesh.errors import MessageError, WebSocketError
 from gevent_mesh.net.listener import Listener, StrangerLimits, StrangerTicket
 from gevent_mesh.net.transport import Transport
 from gevent_mesh.protocol import discovery as wire
+from gevent_mesh.protocol.address import Address
 from gevent_mesh.protocol.tokens import check_bind
 from gevent_mesh.protocol.websocket import FrameDecoder, Opcode, close_payload, frame
+from gevent_mesh.tls import NO_TLS, Tls
 
 from .registry import Change, Registry, Rejected
 
@@ -75,6 +77,7 @@ class DiscoveryServer:
         ping_seconds: how often members are pinged.
         max_members: more are refused.
         limits: for connections that have not registered.
+        tls: whether it speaks TLS, and how.
 
     Raises:
         ConfigError: the combination is refused; the text says what to set.
@@ -91,9 +94,11 @@ class DiscoveryServer:
         ping_seconds: float = wire.PING_SECONDS,
         max_members: int = 10_000,
         limits: StrangerLimits = _LIMITS,
+        tls: Tls = NO_TLS,
     ) -> None:
         check_bind("host", host, tokens, allow_anonymous)
         self.counters = Counters()
+        self.tls = tls
         self.instance = secrets.token_hex(8)
         self._tokens = tuple(tokens)
         self._keys = wire.DiscoveryKeys(tokens)
@@ -106,7 +111,13 @@ class DiscoveryServer:
         self._greenlets: list[gevent.Greenlet] = []
         self._was_complete = False
         self._listener = Listener(
-            host, port, on_websocket=self._serve, http_app=self._http, require_mesh_header=False, limits=limits
+            host,
+            port,
+            on_websocket=self._serve,
+            http_app=self._http,
+            require_mesh_header=False,
+            limits=limits,
+            tls=tls,
         )
 
     @property
@@ -117,8 +128,7 @@ class DiscoveryServer:
     @property
     def url(self) -> str:
         """What nodes are given as the address of this server."""
-        host = self._listener.host
-        return f"ws://[{host}]:{self.port}" if ":" in host else f"ws://{host}:{self.port}"
+        return str(Address(self.tls.listens, self._listener.host, self.port))
 
     @property
     def registered(self) -> int:
@@ -193,6 +203,12 @@ class DiscoveryServer:
         if proof is None:
             self.counters.unauthorized += 1
             member.close(wire.CLOSE_UNAUTHORIZED, "unauthorized")
+            return
+        problem = self.tls.name_problem(member.transport.certificate, register.address or None)
+        if problem:
+            self.counters.unauthorized += 1
+            member.ticket.refused("wrong certificate", problem)
+            member.close(wire.CLOSE_CERTIFICATE, problem)
             return
         answer = self._registry.register(member, register, monotonic())
         if isinstance(answer, Rejected):

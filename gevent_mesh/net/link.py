@@ -26,11 +26,12 @@ from typing import Any, Protocol
 import gevent
 from gevent.event import Event as GeventEvent
 
-from ..errors import HandshakeError, RemoteError
+from ..errors import HandshakeError, MessageError, RemoteError
 from ..protocol.frames import Refusal
 from ..protocol.link import AnyLinkProtocol, Claimed, Event, Identity, Left, Lost, Phase, Proven, Status
 from ..protocol.messages import ClusterMessage
 from ..protocol.peers import Peer
+from .lines import LinesPerSecond
 from .listener import StrangerTicket
 from .pause import SLICE_SECONDS, at_work, give_way, worked_at
 from .transport import Transport
@@ -94,6 +95,7 @@ class Link:
         self._idle = False
         self._is_handling = False
         self._is_over = False
+        self.lines = LinesPerSecond()
         self.reader: gevent.Greenlet | None = None
         self._writer: gevent.Greenlet | None = None
         self._heart: gevent.Greenlet | None = None
@@ -186,7 +188,8 @@ class Link:
         try:
             self._read()
         except RemoteError as exc:
-            self.error = exc
+            # Without its traceback, in whose frames what had come would be kept.
+            self.error = exc.with_traceback(None)
             self._reason = self._reason or str(exc)
         except (Exception, gevent.Timeout):
             logger.exception("a link failed because of an error of ours: %r", self)
@@ -234,9 +237,13 @@ class Link:
     def _hand_on(self, peer: Peer, message: ClusterMessage) -> None:
         try:
             self._owner.link_message(peer, message)
+        except MessageError:
+            # It can only be seen here that it is malformed.
+            self.protocol.undecodable += 1
         except (Exception, gevent.Timeout):
-            # One message that we cannot handle must not cost the ones behind it.
-            logger.exception("a %s message from %s could not be handled", message.type.name, peer.uid)
+            # One message that we cannot handle must not cost the ones behind it, and a thousand must not fill the log.
+            if self.lines.next(monotonic()) is not None:
+                logger.exception("a %s message from %s could not be handled", message.type.name, peer.uid)
 
     def _ask(self, decision: Callable[[], None]) -> None:
         try:

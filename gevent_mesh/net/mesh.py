@@ -18,11 +18,12 @@ from typing import Any, Protocol
 
 import gevent
 from gevent.event import Event
+from gevent.lock import BoundedSemaphore
 from gevent.pool import Group
 
 from ..config import MeshConfig
-from ..errors import DialError, HandshakeError, StartError
-from ..protocol.address import format_host_port, is_loopback
+from ..errors import DialError, ExhaustedError, HandshakeError, StartError
+from ..protocol.address import Address, is_loopback
 from ..protocol.discovery import SECRET_BYTES
 from ..protocol.frames import NONCE_BYTES, Refusal, Role, is_uid
 from ..protocol.gossip import Gossip, digest, lacking, nodes, nodes_wanted
@@ -45,6 +46,8 @@ __all__ = ["Mesh", "MeshOwner", "PeerInfo"]
 HANDSHAKE_SECONDS = 5.0
 SWEEP_SECONDS = 1.0
 FLUSH_SECONDS = 2.0
+TLS_AT_ONCE = 8
+"""TLS handshakes of dials. They cost milliseconds of CPU: were a hundred begun at once, none might be done in time."""
 STUCK_READER_SECONDS = STUCK_SECONDS
 """How long a former link's reader is waited for."""
 WHY_LOST = "the link was down for longer than the resume window, or more was sent meanwhile than the outbox holds"
@@ -155,6 +158,7 @@ class Mesh:
         self._kick = Event()
         self._changed = Event()
         self._dials = Group()
+        self._tls_turns = BoundedSemaphore(TLS_AT_ONCE)
         self._scheduler: gevent.Greenlet | None = None
         self._listener: Listener | None = None
         self._discovery: list[DiscoveryClient] = []
@@ -174,6 +178,7 @@ class Mesh:
                 self.config.port,
                 on_websocket=self._accept,
                 require_mesh_header=self._translator is None,
+                tls=self.config.tls,
             )
             try:
                 self._listener.start()
@@ -195,6 +200,7 @@ class Mesh:
                 on_away=self._roster_away,
                 # Nobody but nodes of ours serves embedded discovery: nobody else is to get the token.
                 accept_nodejs=self._translator is not None and self._serve_discovery is None,
+                tls=self.config.tls,
                 serve=self._serve_discovery,
             )
             for url in self.config.discovery
@@ -203,25 +209,28 @@ class Mesh:
             client.start()
         self._scheduler = gevent.spawn(self._schedule)
 
-    def stop(self, timeout: float = FLUSH_SECONDS) -> None:
+    def stop(self, timeout: float = FLUSH_SECONDS) -> bool:
         """Leave the mesh: say so, after what was published has gone out.
 
         Args:
             timeout: the most seconds to wait until peers, also those that are not linked yet, have what is theirs.
+
+        Returns:
+            Whether they have.
         """
-        self.outboxes.flush(timeout)
+        is_flushed = self.outboxes.flush(timeout)
         self._stopping = True
         self._end()
+        return is_flushed
 
     def _end(self) -> None:
-        for client in self._discovery:
-            client.stop()
         if self._listener is not None:
             self._listener.stop()
         if self._scheduler is not None:
             self._scheduler.kill()
+        # At the same time, for peers should not wait for our goodbye while discovery does not answer.
         partings = [gevent.spawn(link.leave, Refusal.LEAVING, "leaving") for link in list(self._connections)]
-        gevent.joinall(partings)
+        gevent.joinall([*partings, *(gevent.spawn(client.stop) for client in self._discovery)])
         self.watch.end()
         self._dials.kill()
 
@@ -244,7 +253,7 @@ class Mesh:
             return self.config.address
         wildcard = self.config.host in ("", "0.0.0.0", "::")
         host = local_host if wildcard else self.config.host
-        address = f"ws://{format_host_port(host, self.port)}"
+        address = str(Address(self.config.tls.listens, host, self.port))
         # With several discovery servers, what other machines can use is worth more than loopback.
         if not self.address or not is_loopback(host):
             self.address = address
@@ -351,7 +360,7 @@ class Mesh:
             self.swept_at = now
             self._sweep(now)
         for peer in self.table.due(now):
-            self.table.dial_started(peer)
+            self.table.dial_started(peer, now)
             self._dials.spawn(self._dial, peer)
         self._tell_lapsed()
         due = min(self.table.next_due(now) or math.inf, self.table.next_lapse() or math.inf)
@@ -412,7 +421,7 @@ class Mesh:
             error = DialError(repr(exc))
         # Another dial may be under way when the reader of a link that was up comes back late.
         if peer.dialing and peer.attempt == attempt:
-            self.table.dial_failed(peer, monotonic())
+            self.table.dial_failed(peer, monotonic(), exhausted=isinstance(error, ExhaustedError))
             self._dial_failed(peer, error)
         self._kick.set()
 
@@ -421,7 +430,14 @@ class Mesh:
         # A Node peer is sent the token: never whoever has come to the address of a node that needs none.
         require_mesh = self._translator is None or peer.has_proved_itself or bool(peer.member.told_by)
         try:
-            transport = dial(peer.member.address, timeout_seconds=HANDSHAKE_SECONDS, require_mesh=require_mesh)
+            transport = dial(
+                peer.member.address,
+                timeout_seconds=HANDSHAKE_SECONDS,
+                require_mesh=require_mesh,
+                tls=self.config.tls,
+                is_peer=True,
+                turns=self._tls_turns,
+            )
         except DialError as exc:
             return exc
         if self._still_wanted(peer):
@@ -484,15 +500,18 @@ class Mesh:
         if code == Refusal.WRONG_PEER and not self.table.members.is_listed(peer.uid):
             # Somebody else lives at its address, and nobody knows another one.
             self._report(self.table.forget(peer.uid))
+        elif isinstance(error, ExhaustedError):
+            # Once for all peers: it has nothing to do with them.
+            self._log_failure("", "cannot dial: this process has no descriptor left")
         elif code != Refusal.DUPLICATE:
-            self._log_failure(peer, str(error))
+            self._log_failure(peer.uid, f"no link to {peer.uid} at {peer.member.address}: {error}")
 
-    def _log_failure(self, peer: Peer, text: str) -> None:
+    def _log_failure(self, uid: str, text: str) -> None:
         now = monotonic()
-        last, at = self._last_failure.get(peer.uid, ("", 0.0))
+        last, at = self._last_failure.get(uid, ("", 0.0))
         if text != last or now - at > SAME_FAILURE_SECONDS:
-            self._last_failure[peer.uid] = (text, now)
-            self._logger.warning("no link to %s at %s: %s", peer.uid, peer.member.address, text)
+            self._last_failure[uid] = (text, now)
+            self._logger.warning("%s", text)
 
     # ------------------------------------------------------------------ what links say (LinkOwner)
 
@@ -502,6 +521,8 @@ class Mesh:
     def link_proven(self, link: Link, identity: Identity) -> Peer:
         if self._stopping:
             raise HandshakeError(Refusal.BUSY, "this node is about to stop")
+        if link.ticket is not None:
+            self._check_name(link.transport, identity)
         self._check_proven(link, identity.uid)
         while (old := self._links.get(identity.uid)) is not None:
             self._replace(old)
@@ -525,6 +546,12 @@ class Mesh:
         self._tell("that a peer is linked", self._owner.on_linked, peer)
         self._logger.info("link up: %s (%s)", peer.uid, peer.member.address or "emitter")
         return peer
+
+    def _check_name(self, transport: Transport, identity: Identity) -> None:
+        address = None if identity.role is Role.EMITTER else identity.address
+        problem = self.config.tls.name_problem(transport.certificate, address)
+        if problem:
+            raise HandshakeError(Refusal.UNAUTHORIZED, problem)
 
     def _check_proven(self, link: Link, uid: str) -> None:
         try:
@@ -559,7 +586,9 @@ class Mesh:
             self._compare(peer, event.facts.get("nodes"))
         elif isinstance(event, Lost):
             self.counters.received_lost += event.count
-            self._logger.error("%d messages from %s were lost: %s", event.count, peer.uid, WHY_LOST)
+            # A peer has reason to say so once for each link.
+            if link.lines.next(monotonic()) is not None:
+                self._logger.error("%d messages from %s were lost: %s", event.count, peer.uid, WHY_LOST)
         elif event.code == Refusal.LEAVING:
             self._report(self.table.left(peer.uid))
             self._tell_lapsed()

@@ -55,6 +55,9 @@ MAX_STRANGER_FRAME_BYTES: Final = 1024
 MAX_FRAME_BYTES: Final = 64 * 1024 * 1024 + 1024
 """The largest frame at all. No outbox may be configured above 64 MiB, so one message always fits."""
 
+MAX_CONTROL_BYTES: Final = 64 * 1024
+"""The largest frame that is no BATCH: a HEARTBEAT with 60 long namespaces has a quarter of that."""
+
 MAX_PROOFS: Final = 4
 MAX_ADDRESS_CHARS: Final = 256
 MAX_NAME_CHARS: Final = 128
@@ -258,6 +261,8 @@ def decode_frame(data: bytes) -> Frame:
     decoder = _DECODERS.get(data[0])
     if decoder is None:
         raise FrameError(f"unknown frame kind 0x{data[0]:02x}")
+    if data[0] != Kind.BATCH and len(data) > MAX_CONTROL_BYTES:
+        raise FrameError(f"a control frame of {len(data)} bytes, more than {MAX_CONTROL_BYTES}")
     return decoder(data)
 
 
@@ -293,8 +298,9 @@ def _unpack(data: bytes) -> Any:
 
 
 def _text(value: object, name: str, limit: int) -> str:
-    if type(value) is not str or len(value) > limit:
-        raise FrameError(f"{name} must be text of at most {limit} characters")
+    # Printable: see `_decode_bye`.
+    if type(value) is not str or len(value) > limit or not value.isprintable():
+        raise FrameError(f"{name} must be printable text of at most {limit} characters")
     return value
 
 
@@ -402,7 +408,10 @@ def _decode_gap(data: bytes) -> Gap:
 
 def _decode_bye(data: bytes) -> Bye:
     code, reason = _unpack_fields(data, 2)[:2]
-    return Bye(_number(code, "code"), _text(reason, "reason", 4 * MAX_REASON_CHARS))
+    if type(reason) is not str or len(reason) > 4 * MAX_REASON_CHARS:
+        raise FrameError("reason must be a short text")
+    # It stands in logs, and must not make lines of its own there.
+    return Bye(_number(code, "code"), reason if reason.isprintable() else ascii(reason))
 
 
 _DECODERS: dict[int, Callable[[bytes], Frame]] = {

@@ -20,8 +20,6 @@ from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Any, Protocol
 
-import msgpack
-
 from ..errors import FrameError, HandshakeError, MessageError
 from . import frames
 from .frames import (
@@ -41,8 +39,9 @@ from .frames import (
     encode_frame,
 )
 from .handshake import Keys, boot_key_for
-from .messages import DECODE, ClusterMessage, parse
+from .messages import ClusterMessage, parse
 from .session import Session
+from .unpacking import read_all
 from .websocket import FrameDecoder, Opcode, close_payload, frame, frame_header
 
 __all__ = [
@@ -539,7 +538,7 @@ class LinkProtocol:
             raise FrameError(f"messages {session.received + 1} to {number - 1} are missing")
         session.note_received(len(payload))
         dropped = 0
-        for value in _unpack_all(memoryview(payload)[_BATCH_HEADER.size :]):
+        for value in read_all(memoryview(payload)[_BATCH_HEADER.size :]):
             message = None
             if number <= session.received:
                 session.repeats += 1
@@ -568,25 +567,6 @@ class LinkProtocol:
             self.spoofed += 1
             return None
         return message
-
-
-def _unpack_all(body: memoryview) -> Iterator[object]:
-    """Yield the msgpack values that stand end to end in `body`.
-
-    The size of the body bounds every container in it, so a few bytes cannot announce a huge one.
-    """
-    unpacker = msgpack.Unpacker(**DECODE, max_buffer_size=len(body), read_size=len(body), use_list=True)
-    unpacker.feed(body)
-    end = 0
-    try:
-        for value in unpacker:
-            end = unpacker.tell()
-            yield value
-    except (ValueError, TypeError, msgpack.UnpackException) as exc:  # TypeError: a map key that cannot be hashed
-        raise FrameError(f"undecodable messages in a BATCH: {exc}") from exc
-    # (After the last value `tell` also counts the bytes of one that is not complete.)
-    if end != len(body):
-        raise FrameError("the last message of a BATCH is cut off")
 
 
 def _state_bytes(state: SessionState) -> bytes:

@@ -22,11 +22,14 @@ import random
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
+from itertools import islice
 
 __all__ = ["FALLBACK_SECONDS", "Backoff", "Change", "Member", "Membership", "PeerState", "dials"]
 
 FALLBACK_SECONDS = 3.0
 """How long the larger uid waits for the smaller one to dial."""
+EXHAUSTED_SECONDS = 1.0
+"""When to dial again after a dial that failed because this process had no descriptor left."""
 STOP_DIALLING_SECONDS = 60.0
 """How long a peer that no roster names is dialled after its link went down."""
 AWAY_SECONDS = 60.0
@@ -37,8 +40,14 @@ MAX_MEMBERS = 4096
 """How many members there may be for peers to name more."""
 FORGET_SECONDS = 600.0
 """How long the counters of a dead peer are kept, in case that it comes back with the same uid."""
+MAX_DEAD = 1024
+"""How many dead peers that no roster names are kept so; the oldest go first."""
 REMEMBER_GONE = 1024
 """How many uids that said goodbye are remembered: a roster may name them for a moment longer."""
+
+
+MAX_NAMES = 16_384
+"""More names are not taken from rosters, each of which may have a quarter of that."""
 
 
 class PeerState(str, Enum):
@@ -174,7 +183,8 @@ class Membership:
         self._away_since.pop(source, None)
         gone = set(removed)
         known = {uid: address for uid, address in self._rosters.get(source, {}).items() if uid not in gone}
-        self._rosters[source] = dict(servers) if complete else {**known, **servers}
+        named = dict(servers) if complete else {**known, **servers}
+        self._rosters[source] = dict(islice(named.items(), MAX_NAMES))
         changes = []
         for uid, address in servers.items():
             if uid != self.our_uid and uid not in self._gone:
@@ -184,6 +194,8 @@ class Membership:
     def _named(self, uid: str, address: str, now: float) -> list[Change]:
         member = self._members.get(uid)
         if member is None:
+            if len(self._members) >= MAX_NAMES:
+                return []
             changes = self._superseded(uid, address)
             self._members[uid] = Member(uid, address, PeerState.JOINING, now, was_named=True)
             return [*changes, Change(uid, None, PeerState.JOINING)]
@@ -273,7 +285,12 @@ class Membership:
                 changes += self._give_up(member)
             elif member.state is PeerState.DEAD and away >= FORGET_SECONDS and not self.is_listed(member.uid):
                 changes += self._remove(member.uid)
-        return changes
+        return changes + self._forget_surplus()
+
+    def _forget_surplus(self) -> list[Change]:
+        dead = [member for member in self if member.state is PeerState.DEAD and not self.is_listed(member.uid)]
+        surplus = sorted(dead, key=lambda member: member.since)[: max(0, len(dead) - MAX_DEAD)]
+        return [change for member in surplus for change in self._remove(member.uid)]
 
     def _drop_rosters(self, now: float) -> None:
         """Drop those of servers that have been away for long, unless all are away."""

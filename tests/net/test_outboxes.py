@@ -121,6 +121,17 @@ class TestHealthyPeer:
 
 
 class TestStuckPeer:
+    def test_a_publisher_that_waits_for_it_has_sent_to_the_others_before(self, join: Join) -> None:
+        one, healthy = pair(join, outbox_bytes=1024 * KIB)
+        stuck = stuck_peer(one)
+        assert one.mesh.outboxes.send("00000000000000aa", b"x" * 600 * KIB)
+        talking = gevent.spawn(one.say, 1)
+        eventually(lambda: healthy.numbers_from(one) == [1])
+        assert not talking.dead
+        talking.join(5)
+        assert one.mesh.counters.slow_consumers == 0
+        stuck.transport.abort()
+
     def test_it_costs_publishers_little_and_others_nothing(self, join: Join) -> None:
         one, healthy = pair(join, outbox_bytes=1024 * KIB)
         stuck = stuck_peer(one)
@@ -150,6 +161,20 @@ class TestStuckPeer:
         assert time.monotonic() - began < 0.5
         assert node.mesh.counters.slow_consumers == 1
         stuck.transport.abort()
+
+    def test_it_has_to_earn_new_patience_when_it_comes_back(self, join: Join) -> None:
+        node = join(outbox_bytes=64 * KIB)
+        stuck = stuck_peer(node)
+        with gevent.Timeout(10):
+            while not node.mesh.counters.slow_consumers:
+                node.say(1, 1000)
+        before = node.mesh.outboxes._patience["00000000000000aa"]
+        assert not before.is_left
+        eventually(lambda: node.link("00000000000000aa") is None)
+        stuck.transport.abort()
+        again = stuck_peer(node)
+        assert node.mesh.outboxes._patience["00000000000000aa"] is before
+        again.transport.abort()
 
     def test_goodbye_while_publishers_wait_for_it_is_no_error(self, join: Join) -> None:
         node = join(outbox_bytes=64 * KIB)

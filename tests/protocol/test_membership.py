@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gevent_mesh.protocol import membership
 from gevent_mesh.protocol.membership import (
     AWAY_SECONDS,
     FALLBACK_SECONDS,
@@ -473,3 +474,13 @@ def test_delays_spread_over_the_whole_range() -> None:
     first = [Backoff(random.Random(seed)).next_delay() for seed in range(500)]
     assert min(first) < 0.05
     assert max(first) > 0.45
+
+
+def test_rosters_name_so_many_nodes_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(membership, "MAX_NAMES", 64)
+    members = Membership(LOW, 30.0)
+    for part in range(3):
+        names = {f"{part:04x}{number:012x}": f"ws://{part}:{number}" for number in range(40)}
+        members.roster("d", names, False, float(part))
+    assert len(list(members)) == 64
+    assert len(members._rosters["d"]) == 64
