@@ -24,6 +24,8 @@ pytestmark = [pytest.mark.integration, pytest.mark.timeout(300 if FULL else 120)
 TOKEN = "a token for these tests"
 STRANGERS = 1000
 LIMIT = 128
+GONE_SECONDS = 6.0 if FULL else 12.0
+"""The short run is one of many on a machine that is busy."""
 
 
 # ---------------------------------------------------------------------- strangers
@@ -89,8 +91,8 @@ def test_a_thousand_silent_strangers_are_gone_in_time_and_keep_nobody_out(ships:
         return newcomer.sees(node)
 
     try:
-        figures["joined_seconds"] = time_until(has_joined, 6) + newcomer.ready_at - newcomer.started_at
-        while len(crowd) and time.monotonic() - began < 10:
+        figures["joined_seconds"] = time_until(has_joined, GONE_SECONDS) + newcomer.ready_at - newcomer.started_at
+        while len(crowd) and time.monotonic() - began < 15:
             held.append(process.num_fds() - before)
             gevent.sleep(0.005)
         figures["gone_seconds"] = time.monotonic() - began
@@ -98,8 +100,8 @@ def test_a_thousand_silent_strangers_are_gone_in_time_and_keep_nobody_out(ships:
         crowd.end()
     figures["held"] = max(held)
     assert max(held) <= LIMIT
-    assert figures["gone_seconds"] < 6
-    assert figures["joined_seconds"] < 6
+    assert figures["gone_seconds"] < GONE_SECONDS
+    assert figures["joined_seconds"] < GONE_SECONDS
     assert "Traceback" not in node.output
 
 
@@ -112,7 +114,7 @@ def test_strangers_who_come_back_at_once_keep_nobody_out(ships: Fleet, figures: 
     crowd = Crowd(node.ws_port, 2 * LIMIT, persistent=True)
     try:
         newcomer = ships.node(discovery, **options)
-        figures["joined_seconds"] = time_until(lambda: newcomer.sees(node), 6)
+        figures["joined_seconds"] = time_until(lambda: newcomer.sees(node), GONE_SECONDS)
     finally:
         crowd.end()
     figures["strangers"] = crowd.came
