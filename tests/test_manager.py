@@ -379,6 +379,91 @@ class TestJoining:
         assert caplog.text.count("start()") == 1
 
 
+class TestEnding:
+    """How processes with clients end is in the integration tests; how a node leaves, in `test_leaving`."""
+
+    @pytest.fixture
+    def sio(self, clustered: GeventMeshManager) -> Any:
+        return socketio.Server(async_mode="gevent", client_manager=clustered)
+
+    def _serve(self, sio: Any) -> pywsgi.WSGIServer:
+        server = pywsgi.WSGIServer(("127.0.0.1", 0), socketio.WSGIApp(sio), log=None)
+        server.start()
+        return server
+
+    def test_it_leaves_with_the_last_server_of_the_process(self, clustered: GeventMeshManager, sio: Any) -> None:
+        one, other = self._serve(sio), self._serve(sio)
+        one.stop()
+        assert clustered.mesh is not None
+        assert not clustered._node.is_leaving
+        other.stop()
+        assert clustered._node.is_leaving
+        assert clustered.mesh is None
+
+    def test_it_is_leaving_as_soon_as_the_server_takes_no_more(self, clustered: GeventMeshManager, sio: Any) -> None:
+        server = self._serve(sio)
+        server.close()
+        assert clustered._node.is_leaving
+        eventually(lambda: clustered.mesh is None)
+
+    def test_another_server_brings_it_back_as_another_node(self, clustered: GeventMeshManager, sio: Any) -> None:
+        server = self._serve(sio)
+        before = clustered.uid
+        server.close()
+        server = self._serve(sio)
+        assert clustered.mesh is not None
+        assert not clustered._node.is_leaving
+        assert clustered.uid != before
+        server.stop()
+
+    def test_it_takes_no_new_clients_until_it_is_back(self, clustered: GeventMeshManager, sio: Any) -> None:
+        def connect() -> str:
+            environ = {"REQUEST_METHOD": "GET", "QUERY_STRING": "EIO=4&transport=polling", "PATH_INFO": "/socket.io/"}
+            said: list[str] = []
+            sio.handle_request(environ, lambda status, _headers: said.append(status))
+            return said[0]
+
+        clustered.start()
+        assert connect() == "200 OK"
+        clustered.stop()
+        assert connect() == "401 UNAUTHORIZED"
+        assert sio.eio.sockets == {} or all(socket.closed for socket in sio.eio.sockets.values())
+        clustered.start()
+        assert connect() == "200 OK"
+
+    @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+    @pytest.mark.parametrize(
+        ("before", "expected"),
+        [
+            ("", "handler() not in (None, signal.SIG_DFL, signal.SIG_IGN)"),
+            ("signal.signal(signal.SIGTERM, signal.SIG_IGN)", "handler() is signal.SIG_IGN"),
+            ("signal.signal(signal.SIGTERM, own)", "handler() is own"),
+            ("gevent.signal_handler(signal.SIGTERM, own)", "handler() is signal.SIG_DFL"),
+            ("manager.stop()", "handler() is signal.SIG_DFL"),
+        ],
+        ids=["nobody's", "ignored", "Python's", "gevent's", "no node"],
+    )
+    def test_sigterm_is_handled_only_where_nobody_does(self, before: str, expected: str) -> None:
+        code = f"""
+            import gevent, os, signal, socketio
+            from gevent.pywsgi import WSGIServer
+            from gevent_mesh import GeventMeshManager
+            own = lambda *_: None
+            handler = lambda: signal.getsignal(signal.SIGTERM)
+            manager = GeventMeshManager([])
+            sio = socketio.Server(async_mode="gevent", client_manager=manager)
+            {before}
+            WSGIServer(("127.0.0.1", 0), socketio.WSGIApp(sio), log=None).start()
+            assert {expected}, handler()
+            ours = handler() not in (own, signal.SIG_IGN)
+            pid = gevent.os.fork()
+            if pid == 0:
+                os._exit(0 if not ours or handler() is signal.SIG_DFL else 1)
+            assert os.waitpid(pid, 0)[1] == 0
+        """
+        _run(code)
+
+
 class TestAcrossNodes:
     """One thing that a peer asks for at a time. How nodes work together is in the integration tests."""
 

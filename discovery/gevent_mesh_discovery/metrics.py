@@ -45,7 +45,9 @@ def metrics_listener(server: DiscoveryServer, host: str, port: int) -> Listener:
     """A listener, not yet started, that answers ``GET /metrics`` under the same limits as any other port here."""
     registry = CollectorRegistry()
     registry.register(_Figures(server))
-    return Listener(host, port, on_websocket=_refuse, http_app=make_wsgi_app(registry), require_mesh_header=True)
+    return Listener(
+        host, port, on_websocket=_refuse, http_app=make_wsgi_app(registry), require_mesh_header=True, tls=server.tls
+    )
 
 
 def _refuse(_transport: Transport, _ticket: StrangerTicket) -> None:

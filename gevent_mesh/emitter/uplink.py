@@ -165,6 +165,7 @@ class Uplink:
                 tokens=config.tokens,
                 address_for=lambda _host: "",
                 on_roster=self._take_roster,
+                tls=config.tls,
                 serve=_leave_it_to_nodes if config.embedded_port else None,
             )
             for url in config.discovery
@@ -250,7 +251,7 @@ class Uplink:
     def _try(self, uid: str, address: str) -> None:
         """The whole life of one link."""
         try:
-            transport = dial(address, timeout_seconds=HANDSHAKE_SECONDS)
+            transport = dial(address, timeout_seconds=HANDSHAKE_SECONDS, tls=self._config.tls, is_peer=True)
         except DialError as exc:
             self._failed(uid, address, str(exc))
             return

@@ -31,6 +31,7 @@ from ..protocol import discovery as wire
 from ..protocol import nodejs
 from ..protocol.membership import EXHAUSTED_SECONDS, Backoff
 from ..protocol.websocket import FrameDecoder, Opcode, close_payload, frame, parse_close
+from ..tls import NO_TLS, Tls
 from .dialer import dial
 from .transport import Transport
 
@@ -73,7 +74,7 @@ class DiscoveryClient:
     """Registers one node with one discovery server.
 
     Args:
-        url: of the server, ``ws://host:port``.
+        url: of the server, ``ws://host:port`` or ``wss://host:port``.
         uid: of this node.
         secret: 16 bytes, new at every start; lets this node take its own registration back. No server sees it: each
             gets another one, made of it, so that none can take this node's place at the others.
@@ -85,6 +86,7 @@ class DiscoveryClient:
             and must not block.
         on_away: called with the url when the server cannot be reached any more. The same holds.
         accept_nodejs: register with the Node package's server as well; it gets our newest token in clear.
+        tls: what ``wss://`` is dialled with.
         serve: has this process serve at `url`, if nobody does, and returns why it does not, or "". Called in this
             client's greenlet before each try to connect.
         rng: for the backoff.
@@ -107,6 +109,7 @@ class DiscoveryClient:
         on_roster: Callable[[str, dict[str, str], bool, tuple[str, ...]], None],
         on_away: Callable[[str], None] = lambda _url: None,
         accept_nodejs: bool = False,
+        tls: Tls = NO_TLS,
         serve: Callable[[], str] | None = None,
         rng: random.Random | None = None,
     ) -> None:
@@ -120,6 +123,7 @@ class DiscoveryClient:
         self._keys = wire.DiscoveryKeys(tokens)
         self._tokens = tokens
         self._accept_nodejs = accept_nodejs
+        self._tls = tls
         self._address_for = address_for
         self._on_roster = on_roster
         self._on_away = on_away
@@ -177,7 +181,7 @@ class DiscoveryClient:
                 exhausted = isinstance(error, ExhaustedError)
                 if not self._stopping:
                     self._fail(str(error).removeprefix(f"{self.url}: "))
-            except Exception as error:  # noqa: BLE001  # the top of a greenlet: a bug here must not end discovery
+            except (Exception, gevent.Timeout) as error:  # noqa: BLE001  # the top of a greenlet: a bug must not end discovery
                 self.last_error = repr(error)
                 _log.exception("the client of discovery %s crashed; it goes on", self.url)
             gevent.sleep(EXHAUSTED_SECONDS if exhausted else self._backoff.next_delay())
@@ -186,7 +190,7 @@ class DiscoveryClient:
         """One connection, from dialling to its end, which is always an exception."""
         if self._serve is not None:
             self._why_not_we = self._serve()
-        transport = dial(self.url, require_mesh=not self._accept_nodejs)
+        transport = dial(self.url, require_mesh=not self._accept_nodejs, tls=self._tls)
         connection = self._connection = _Connection(transport)
         try:
             roster = self._register(connection) if transport.speaks_mesh else self._register_nodejs(connection)
@@ -359,6 +363,13 @@ class _Connection:
         self._frames.feed(data)
 
     def _write(self) -> None:
+        try:
+            self._write_until_over()
+        finally:
+            # However it ends: nobody else would notice that the server is silent.
+            self.transport.abort()
+
+    def _write_until_over(self) -> None:
         ping_at = monotonic() + wire.PING_SECONDS
         with contextlib.suppress(ConnectionError):
             while not (self._closing and not self._queue):
@@ -375,7 +386,6 @@ class _Connection:
                     self.transport.send(self._queue.popleft())
             if self._closing:
                 self.transport.close()
-        self.transport.abort()
 
 
 _PING = frame(Opcode.PING, b"", mask=True)

@@ -18,11 +18,12 @@ from typing import Any, Protocol
 
 import gevent
 from gevent.event import Event
+from gevent.lock import BoundedSemaphore
 from gevent.pool import Group
 
 from ..config import MeshConfig
 from ..errors import DialError, ExhaustedError, HandshakeError, StartError
-from ..protocol.address import format_host_port, is_loopback
+from ..protocol.address import Address, is_loopback
 from ..protocol.discovery import SECRET_BYTES
 from ..protocol.frames import NONCE_BYTES, Refusal, Role, is_uid
 from ..protocol.gossip import Gossip, digest, lacking, nodes, nodes_wanted
@@ -38,12 +39,15 @@ from .link import STUCK_SECONDS, Link
 from .listener import Listener, StrangerTicket
 from .outboxes import Counters, Outboxes
 from .transport import Transport
+from .watch import Watch
 
 __all__ = ["Mesh", "MeshOwner", "PeerInfo"]
 
 HANDSHAKE_SECONDS = 5.0
 SWEEP_SECONDS = 1.0
 FLUSH_SECONDS = 2.0
+TLS_AT_ONCE = 8
+"""TLS handshakes of dials. They cost milliseconds of CPU: were a hundred begun at once, none might be done in time."""
 STUCK_READER_SECONDS = STUCK_SECONDS
 """How long a former link's reader is waited for."""
 WHY_LOST = "the link was down for longer than the resume window, or more was sent meanwhile than the outbox holds"
@@ -84,8 +88,11 @@ class MeshOwner(Protocol):
     def on_lapsed(self, peer: Peer) -> None:
         """This peer is not present any more (see `gevent_mesh.protocol.peers`), until it is linked again."""
 
+    def on_heartbeat(self, peer: Peer) -> None:
+        """A heartbeat came, in a link's reader: hand it on as a message (see `gevent_mesh.protocol.hearing`)."""
+
     def on_sweep(self, now: float) -> None:
-        """About once a second; `now` is monotonic."""
+        """About once a second, or more often with a short `heartbeat_timeout`; `now` is monotonic."""
 
     def status(self) -> dict[str, Any]:
         """Small facts about this node for its heartbeats: ``clients``, ``namespaces``."""
@@ -139,6 +146,10 @@ class Mesh:
             self._translator = Translator(uid, read_packet, self._not_for_nodejs)
         self._links: dict[str, Link] = {}
         self.outboxes = Outboxes(self.table, self._links, config, self.counters, logger)
+        self.swept_at = monotonic()
+        self._sweep_seconds = min(SWEEP_SECONDS, config.heartbeat_timeout / 8)
+        stuck_seconds = min(STUCK_SECONDS, config.heartbeat_timeout / 2)
+        self.watch = Watch(math.ceil(stuck_seconds / self._sweep_seconds) + 1, logger)
         self._dialled: dict[str, Link] = {}
         self._connections: set[Link] = set()
         self._gossip = Gossip()
@@ -147,6 +158,7 @@ class Mesh:
         self._kick = Event()
         self._changed = Event()
         self._dials = Group()
+        self._tls_turns = BoundedSemaphore(TLS_AT_ONCE)
         self._scheduler: gevent.Greenlet | None = None
         self._listener: Listener | None = None
         self._discovery: list[DiscoveryClient] = []
@@ -166,6 +178,7 @@ class Mesh:
                 self.config.port,
                 on_websocket=self._accept,
                 require_mesh_header=self._translator is None,
+                tls=self.config.tls,
             )
             try:
                 self._listener.start()
@@ -187,6 +200,7 @@ class Mesh:
                 on_away=self._roster_away,
                 # Nobody but nodes of ours serves embedded discovery: nobody else is to get the token.
                 accept_nodejs=self._translator is not None and self._serve_discovery is None,
+                tls=self.config.tls,
                 serve=self._serve_discovery,
             )
             for url in self.config.discovery
@@ -195,25 +209,29 @@ class Mesh:
             client.start()
         self._scheduler = gevent.spawn(self._schedule)
 
-    def stop(self, timeout: float = FLUSH_SECONDS) -> None:
+    def stop(self, timeout: float = FLUSH_SECONDS) -> bool:
         """Leave the mesh: say so, after what was published has gone out.
 
         Args:
             timeout: the most seconds to wait until peers, also those that are not linked yet, have what is theirs.
+
+        Returns:
+            Whether they have.
         """
-        self.outboxes.flush(timeout)
+        is_flushed = self.outboxes.flush(timeout)
         self._stopping = True
         self._end()
+        return is_flushed
 
     def _end(self) -> None:
-        for client in self._discovery:
-            client.stop()
         if self._listener is not None:
             self._listener.stop()
         if self._scheduler is not None:
             self._scheduler.kill()
+        # At the same time, for peers should not wait for our goodbye while discovery does not answer.
         partings = [gevent.spawn(link.leave, Refusal.LEAVING, "leaving") for link in list(self._connections)]
-        gevent.joinall(partings)
+        gevent.joinall([*partings, *(gevent.spawn(client.stop) for client in self._discovery)])
+        self.watch.end()
         self._dials.kill()
 
     def forget(self) -> None:
@@ -235,7 +253,7 @@ class Mesh:
             return self.config.address
         wildcard = self.config.host in ("", "0.0.0.0", "::")
         host = local_host if wildcard else self.config.host
-        address = f"ws://{format_host_port(host, self.port)}"
+        address = str(Address(self.config.tls.listens, host, self.port))
         # With several discovery servers, what other machines can use is worth more than loopback.
         if not self.address or not is_loopback(host):
             self.address = address
@@ -329,21 +347,30 @@ class Mesh:
     # ------------------------------------------------------------------ scheduler
 
     def _schedule(self) -> None:
-        swept_at = monotonic()
         while True:
-            now = monotonic()
-            if now - swept_at >= SWEEP_SECONDS:
-                swept_at = now
-                self._sweep(now)
-            for peer in self.table.due(now):
-                self.table.dial_started(peer)
-                self._dials.spawn(self._dial, peer)
-            self._tell_lapsed()
-            due = min(self.table.next_due(now) or math.inf, self.table.next_lapse() or math.inf)
-            self._kick.wait(min(SWEEP_SECONDS, max(0.0, due - now)))
-            self._kick.clear()
+            try:
+                self._attend()
+            except (Exception, gevent.Timeout):
+                self._logger.exception("the scheduler failed because of an error of ours; it goes on")
+                gevent.sleep(self._sweep_seconds)
+
+    def _attend(self) -> None:
+        now = monotonic()
+        if now - self.swept_at >= self._sweep_seconds:
+            self.swept_at = now
+            self._sweep(now)
+        for peer in self.table.due(now):
+            self.table.dial_started(peer, now)
+            self._dials.spawn(self._dial, peer)
+        self._tell_lapsed()
+        due = min(self.table.next_due(now) or math.inf, self.table.next_lapse() or math.inf)
+        self._kick.wait(min(self._sweep_seconds, max(0.0, due - now)))
+        self._kick.clear()
 
     def _sweep(self, now: float) -> None:
+        self.watch.look(list(self._links.values()))
+        if self._listener is not None:
+            self._listener.revive()
         self._report(self.table.tick(now))
         self.outboxes.tick(now)
         self._tell("of the sweep", self._owner.on_sweep, now)
@@ -385,22 +412,38 @@ class Mesh:
             self._logger.warning("a message cannot go to Node.js peers: %s", reason)
 
     def _dial(self, peer: Peer) -> None:
+        attempt = peer.attempt
         error: Exception | None = None
         try:
-            # A Node peer is sent the token: never whoever has come to the address of a node that needs none.
-            require_mesh = self._translator is None or peer.has_proved_itself or bool(peer.member.told_by)
-            transport = dial(peer.member.address, timeout_seconds=HANDSHAKE_SECONDS, require_mesh=require_mesh)
-        except DialError as exc:
-            error = exc
-        else:
-            if self._still_wanted(peer):
-                error = self._run_dialled(peer, transport)
-            else:
-                transport.abort()
-        if peer.dialing:
+            error = self._dial_and_run(peer)
+        except (Exception, gevent.Timeout) as exc:
+            self._logger.exception("dialling %s failed because of an error of ours", peer.uid)
+            error = DialError(repr(exc))
+        # Another dial may be under way when the reader of a link that was up comes back late.
+        if peer.dialing and peer.attempt == attempt:
             self.table.dial_failed(peer, monotonic(), exhausted=isinstance(error, ExhaustedError))
             self._dial_failed(peer, error)
         self._kick.set()
+
+    def _dial_and_run(self, peer: Peer) -> Exception | None:
+        """Dial, and be the reader of the link. Returns why there was none."""
+        # A Node peer is sent the token: never whoever has come to the address of a node that needs none.
+        require_mesh = self._translator is None or peer.has_proved_itself or bool(peer.member.told_by)
+        try:
+            transport = dial(
+                peer.member.address,
+                timeout_seconds=HANDSHAKE_SECONDS,
+                require_mesh=require_mesh,
+                tls=self.config.tls,
+                is_peer=True,
+                turns=self._tls_turns,
+            )
+        except DialError as exc:
+            return exc
+        if self._still_wanted(peer):
+            return self._run_dialled(peer, transport)
+        transport.abort()
+        return None
 
     def _still_wanted(self, peer: Peer) -> bool:
         return not self._stopping and peer.dialing and peer.link is None and self.table.get(peer.uid) is peer
@@ -478,6 +521,8 @@ class Mesh:
     def link_proven(self, link: Link, identity: Identity) -> Peer:
         if self._stopping:
             raise HandshakeError(Refusal.BUSY, "this node is about to stop")
+        if link.ticket is not None:
+            self._check_name(link.transport, identity)
         self._check_proven(link, identity.uid)
         while (old := self._links.get(identity.uid)) is not None:
             self._replace(old)
@@ -502,6 +547,12 @@ class Mesh:
         self._logger.info("link up: %s (%s)", peer.uid, peer.member.address or "emitter")
         return peer
 
+    def _check_name(self, transport: Transport, identity: Identity) -> None:
+        address = None if identity.role is Role.EMITTER else identity.address
+        problem = self.config.tls.name_problem(transport.certificate, address)
+        if problem:
+            raise HandshakeError(Refusal.UNAUTHORIZED, problem)
+
     def _check_proven(self, link: Link, uid: str) -> None:
         try:
             self.table.check_proven(link.protocol, uid)
@@ -522,16 +573,16 @@ class Mesh:
             if old.is_at_work:
                 # Half of a command would be done, and counted as done.
                 raise HandshakeError(Refusal.BUSY, "the pair's former link is still at work on a message")
-            self._logger.error("the reader of %r is stuck; it is killed", old)
-            old.kill("stuck")
-            old.ended.wait(STUCK_READER_SECONDS)
+            self._logger.error("%r is stuck: its reader does not come back.\n%s", old, old.stacks())
+            self.watch.keep(old)
+            old.leave_behind("stuck")
 
     def link_event(self, link: Link, event: Status | Lost | Left) -> None:
         peer = link.peer
         if peer is None:
             return
         if isinstance(event, Status):
-            _take_status(peer, event.facts)
+            self._take_status(link, peer, event.facts)
             self._compare(peer, event.facts.get("nodes"))
         elif isinstance(event, Lost):
             self.counters.received_lost += event.count
@@ -542,10 +593,26 @@ class Mesh:
             self._report(self.table.left(peer.uid))
             self._tell_lapsed()
 
+    def _take_status(self, link: Link, peer: Peer, facts: dict[str, Any]) -> None:
+        """What a heartbeat says of its sender; it may be of any type."""
+        if peer.is_emitter:
+            return
+        clients, namespaces, sent = facts.get("clients"), facts.get("namespaces"), facts.get("sent")
+        peer.clients = clients if type(clients) is int else None
+        if type(namespaces) is list:
+            peer.namespaces = frozenset(namespace for namespace in namespaces if type(namespace) is str)
+        dropped = link.protocol.undecodable + link.protocol.spoofed
+        peer.hearing.heartbeat(sent if type(sent) is int else None, dropped)
+        self._tell("of a heartbeat", self._owner.on_heartbeat, peer)
+        if peer.hearing.judge(monotonic()):
+            self._logger.error("deaf to %s: it is read, and no service acts on what it sends; it is relinked", peer.uid)
+            link.cut("nothing that came was acted on")
+
     def link_message(self, peer: Peer, message: ClusterMessage) -> None:
         self.counters.messages_received += 1
         if message.type in _GOSSIP:
             self._take_gossip(peer, message)
+            peer.hearing.acted()
         else:
             self._owner.on_message(peer, message)
 
@@ -595,13 +662,3 @@ class Mesh:
 
     def _say(self, peer: Peer, kind: MessageType, data: dict[str, Any]) -> None:
         self.outboxes.send(peer.uid, encode(kind, self.uid, "/", data))
-
-
-def _take_status(peer: Peer, facts: dict[str, Any]) -> None:
-    """What a heartbeat says of its sender; it may be of any type."""
-    if peer.is_emitter:
-        return
-    clients, namespaces = facts.get("clients"), facts.get("namespaces")
-    peer.clients = clients if type(clients) is int else None
-    if type(namespaces) is list:
-        peer.namespaces = frozenset(namespace for namespace in namespaces if type(namespace) is str)

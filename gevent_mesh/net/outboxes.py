@@ -4,7 +4,8 @@ Rules:
 
 - A message is one bytes object, shared by all outboxes.
 - A loop that publishes without a pause starves nobody: it gives way to the writers when much is unsent, and waits for
-  peers that are behind as long as they keep moving (`Patience`).
+  peers that are behind as long as they keep moving (`Patience`): before a message for which there is no room, else
+  behind it, so that the other peers have it by then.
 - An outbox that would overflow while its link is up belongs to a slow consumer: the link is cut. From then on the
   oldest messages make room, and are counted when the link is back.
 - Who can hold back the source of what it publishes waits longer (`wait_for_room`): for peers without a link as well, so
@@ -125,6 +126,8 @@ class Outboxes:
             unsent = max(unsent, self._append(peer, message))
         if unsent > self._high_water_bytes and gevent.getcurrent() is not gevent.get_hub():
             give_way()
+        if not at_once:
+            self._keep_pace(peers, self._half_bytes)
 
     def send(self, uid: str, message: bytes) -> bool:
         """Put a message into one peer's outbox. Never waits.
@@ -164,16 +167,14 @@ class Outboxes:
 
     # ------------------------------------------------------------------ pace
 
-    def _is_crowded(self, session: Session, size: int) -> bool:
+    def _is_crowded(self, session: Session, room: int) -> bool:
         """Whether a publisher should wait: what is sent and not acknowledged is on its way to overflow as well."""
-        if not session.attached:
-            return False
-        return session.outbox_bytes > self._half_bytes or not session.fits(size)
+        return session.attached and not session.fits(room)
 
-    def _keep_pace(self, peers: Sequence[Peer], size: int) -> None:
+    def _keep_pace(self, peers: Sequence[Peer], room: int) -> None:
         for peer in peers:
-            if self._is_crowded(peer.session, size):
-                self._wait_for_relief_of(peers, size)
+            if self._is_crowded(peer.session, room):
+                self._wait_for_relief_of(peers, room)
                 return
 
     def wait_for_room(self, size: int) -> None:
@@ -182,7 +183,7 @@ class Outboxes:
         Not for those that have taken nothing for `heartbeat_timeout`: their oldest messages make room, as always. What
         has been seen holds until the caller lets others run.
         """
-        self._keep_pace(self._table.owed(), size)
+        self._keep_pace(self._table.owed(), max(size, self._half_bytes))
         ends_at = monotonic() + ROOM_SECONDS
         while (now := monotonic()) < ends_at and self._may_any_get_room(size, now):
             self._wait_for_relief(RELIEF_SECONDS)
@@ -203,23 +204,23 @@ class Outboxes:
         self._moved[peer.uid] = (taken, since)
         return now - since < self._silence_seconds
 
-    def _wait_for_relief_of(self, peers: Sequence[Peer], size: int) -> None:
+    def _wait_for_relief_of(self, peers: Sequence[Peer], room: int) -> None:
         if gevent.getcurrent() is gevent.get_hub():
             return
         give_way()
-        while waited_for := self._worth_waiting_for(peers, size):
+        while waited_for := self._worth_waiting_for(peers, room):
             since = monotonic()
             self._wait_for_relief(RELIEF_SECONDS)
             now = monotonic()
             for patience in waited_for:
                 patience.spend(since, now)
 
-    def _worth_waiting_for(self, peers: Sequence[Peer], size: int) -> list[Patience]:
-        """The patience with each peer that has no room and keeps moving."""
+    def _worth_waiting_for(self, peers: Sequence[Peer], room: int) -> list[Patience]:
+        """The patience with each peer that has not so much room and keeps moving."""
         found = []
         for peer in peers:
             link = self._links.get(peer.uid)
-            if link is not None and self._is_crowded(peer.session, size):
+            if link is not None and self._is_crowded(peer.session, room):
                 patience = self._patience.setdefault(peer.uid, Patience())
                 # Not only what is acknowledged counts: a large message is when all of it is there.
                 patience.earn(peer.session.acked_bytes + link.transport.delivered_bytes)
@@ -274,11 +275,12 @@ class Outboxes:
     def take_changes(self, changes: Iterable[Change]) -> None:
         """Peers have come or gone: newcomers get what was kept for them, before anything else is sent to them."""
         for change in changes:
-            if change.after in (None, PeerState.ALIVE):
-                # Gone, or back: patience begins anew.
-                self._patience.pop(change.uid, None)
-                self._moved.pop(change.uid, None)
             peer = self._table.get(change.uid)
+            if change.after in (None, PeerState.ALIVE):
+                self._moved.pop(change.uid, None)
+                if peer is None or not peer.session.overflowed:
+                    # Gone, or back: patience begins anew. Whoever was too slow has to earn it.
+                    self._patience.pop(change.uid, None)
             if change.before is None and peer is not None and peer.receives_events:
                 for message in self._kept or ():
                     self._append(peer, message)

@@ -26,6 +26,7 @@ from .handshake import derive_key
 from .unpacking import read
 
 __all__ = [
+    "CLOSE_CERTIFICATE",
     "CLOSE_FULL",
     "CLOSE_GOING_AWAY",
     "CLOSE_MALFORMED",
@@ -94,6 +95,7 @@ _SECRET = b"gmesh1|discovery|secret|"
 CLOSE_GOING_AWAY = 1001
 CLOSE_MALFORMED = 4400
 CLOSE_UNAUTHORIZED = 4401
+CLOSE_CERTIFICATE = 4403
 CLOSE_REPLACED = 4408
 CLOSE_TAKEN = 4409
 CLOSE_FULL = 4503

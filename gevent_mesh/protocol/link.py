@@ -360,7 +360,8 @@ class LinkProtocol:
             return False
         if now >= self._beat_at and self._session is not None:
             self._beat_at = now + self._heartbeat_interval
-            facts = {**status, "sent_at": round(now * 1e6)}
+            # All of these are on their way: what `outgoing` returned before this heartbeat.
+            facts = {**status, "sent": self._session.last_taken, "sent_at": round(now * 1e6)}
             if self._their_clock is not None:
                 sent_at, received_at = self._their_clock
                 facts["echo"], facts["held"] = sent_at, round((now - received_at) * 1e6)

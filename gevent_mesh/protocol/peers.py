@@ -8,6 +8,8 @@ Rules:
   larger uid gives up its own dial when the smaller one's link is proven.
 - What a dialer said in HELLO about the session is out of date once another link of the pair has come up. Such a dial is
   given up by the dialer, and refused by a listener that it reaches all the same: otherwise losses would be miscounted.
+- From one dial of a peer to the next it is at most `REDIAL_SECONDS`, or as long as a dial takes: however long a network
+  was away, it is soon noticed when it heals.
 - A uid belongs to the process that was linked under it first: only who shows the same boot key may have
   a link again.
 - A peer that is named but not linked yet has a session and an outbox: what is sent while the mesh forms is kept.
@@ -28,11 +30,16 @@ from dataclasses import dataclass, field
 
 from ..errors import HandshakeError
 from .frames import STREAM_BYTES, Refusal, Role
+from .hearing import Hearing
 from .link import AnyLinkProtocol, Identity
 from .membership import EXHAUSTED_SECONDS, Backoff, Change, Member, Membership, PeerState, dials
 from .session import Session
 
-__all__ = ["MAX_DIALS", "MAX_UNNAMED", "Peer", "PeerTable"]
+__all__ = ["MAX_DIALS", "MAX_UNNAMED", "REDIAL_SECONDS", "Peer", "PeerTable"]
+
+REDIAL_SECONDS = 4.0
+"""The most from the beginning of a dial to the next one. A dial that nobody answers takes five seconds by itself; after
+a partition of a minute, the usual 15 s on top of that kept a mesh of ten apart for eight seconds more."""
 
 MAX_DIALS = 256
 """Dials that are under way at a time. Each takes a descriptor, and a roster may name thousands that do not answer."""
@@ -56,12 +63,15 @@ class Peer:
         boot_key: what it has shown; no other process can take its place. Empty for one that shows nothing.
         dialing: whether a dial of ours is under way.
         dial: the link of that dial, once it has said HELLO.
+        dialled_at: when our last dial began.
+        attempt: counts the dials.
         dial_not_before: the backoff's word on when to try next.
         clients: clients that it serves, as of its last heartbeat.
         namespaces: Socket.IO namespaces that it serves, as of its last heartbeat.
         present: see the module's rules.
         heard_at: while its link is down: when something was heard last, a roster's first word included.
         sent_lost_reported: how many of the session's losses the log and the counters know of.
+        hearing: whether what it sends gets through to the services of this node.
     """
 
     uid: str
@@ -76,12 +86,15 @@ class Peer:
     boot_key: bytes = b""
     dialing: bool = False
     dial: AnyLinkProtocol | None = None
+    dialled_at: float = 0.0
+    attempt: int = 0
     dial_not_before: float = 0.0
     clients: int | None = None
     namespaces: frozenset[str] = frozenset()
     present: bool = True
     heard_at: float = -math.inf
     sent_lost_reported: int = 0
+    hearing: Hearing = field(default_factory=Hearing)
 
     @property
     def has_proved_itself(self) -> bool:
@@ -176,7 +189,8 @@ class PeerTable:
     def _add(self, member: Member) -> None:
         stream = self.rng.getrandbits(8 * STREAM_BYTES).to_bytes(STREAM_BYTES, "big")
         session = Session(stream, limit_bytes=self.outbox_bytes)
-        self._peers[member.uid] = Peer(member.uid, member, session, Backoff(self.rng), heard_at=member.since)
+        backoff = Backoff(self.rng, cap_seconds=REDIAL_SECONDS)
+        self._peers[member.uid] = Peer(member.uid, member, session, backoff, heard_at=member.since)
 
     def _forget(self, uid: str) -> None:
         peer = self._peers.pop(uid, None)
@@ -207,6 +221,17 @@ class PeerTable:
             if peer.receives_events
             and peer.member.state is not PeerState.DEAD
             and (peer.link is not None or not self.members.is_delisted(peer.uid))
+        ]
+
+    def live(self) -> list[Peer]:
+        """The peers that serve clients and are linked, or named and not given up: those that should be heard."""
+        return [
+            peer
+            for peer in self._peers.values()
+            if peer.receives_events
+            and (
+                peer.link is not None or (peer.member.state is not PeerState.DEAD and self.members.is_listed(peer.uid))
+            )
         ]
 
     def unreachable(self) -> list[Peer]:
@@ -278,9 +303,10 @@ class PeerTable:
     def _dial_at(self, peer: Peer) -> float:
         return max(self.members.dial_at(peer.uid), peer.dial_not_before)
 
-    def dial_started(self, peer: Peer) -> None:
+    def dial_started(self, peer: Peer, now: float) -> None:
         """We are going to connect to this peer's address."""
-        peer.dialing, peer.dial = True, None
+        peer.dialing, peer.dial, peer.dialled_at = True, None, now
+        peer.attempt += 1
 
     def dial_said_hello(self, peer: Peer, link: AnyLinkProtocol) -> None:
         """The connection stands and our HELLO is on its way."""
@@ -293,7 +319,8 @@ class PeerTable:
             exhausted: for a reason that has nothing to do with the peer, and may be gone at any moment.
         """
         peer.dialing, peer.dial = False, None
-        peer.dial_not_before = now + (EXHAUSTED_SECONDS if exhausted else peer.backoff.next_delay())
+        pause = EXHAUSTED_SECONDS if exhausted else max(0.0, peer.dialled_at + peer.backoff.next_delay() - now)
+        peer.dial_not_before = now + pause
 
     # ------------------------------------------------------------------ links
 
@@ -360,6 +387,7 @@ class PeerTable:
             self._apply(self.members.link_down(identity.uid, now))
             raise
         peer.link, peer.linked_at, peer.present = link, now, True
+        peer.hearing.begin()
         if peer.dial is not None and peer.dial is not link:
             peer.dial.close()
         peer.dialing, peer.dial = False, None

@@ -500,3 +500,22 @@ class TestStartAndStop:
 
     def test_the_url_is_what_nodes_are_given(self, server: DiscoveryServer) -> None:
         assert server.url == f"ws://127.0.0.1:{server.port}"
+
+    def test_one_failure_ends_neither_the_roster_nor_the_watch_over_members(
+        self, server: DiscoveryServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        def fail(_now: float) -> None:
+            raise RuntimeError("boom")
+
+        watcher = OurMember(server.port)
+        watcher.register("a", "ws://127.0.0.1:1")
+        roster = watcher.welcomed().servers
+        with monkeypatch.context() as patched:
+            patched.setattr(type(server._registry), "overdue", fail)
+            patched.setattr(server, "_tell", fail)
+            leaver = ours(server, "b")
+            eventually(lambda: caplog.text.count("it goes on") >= 2)
+            leaver.leave()
+        ours(server, "c")
+        eventually(lambda: server.registered == 2)
+        receive_roster(watcher, roster, {"a", "c"})

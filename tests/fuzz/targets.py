@@ -11,7 +11,7 @@ import io
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, cast
 
 import msgpack
 from wsproto import ConnectionType, WSConnection
@@ -20,6 +20,7 @@ from wsproto.events import Request
 from gevent_mesh.errors import DialError, FrameError, HandshakeError, MeshError, MessageError, WebSocketError
 from gevent_mesh.net.dialer import _answer, _check
 from gevent_mesh.net.listener import Listener, _bind, _Handler, _Server
+from gevent_mesh.net.transport import Transport
 from gevent_mesh.protocol import discovery, frames, messages, nodejs
 from gevent_mesh.protocol.address import parse_address
 from gevent_mesh.protocol.frames import Auth, Heartbeat, Hello, batch_header, decode_frame, encode_frame
@@ -167,7 +168,7 @@ def answer_seeds() -> Iterator[bytes]:
 
 
 class _Deaf:
-    """A socket whose other end is not interested."""
+    """A transport whose other end is not interested."""
 
     def sendall(self, data: bytes) -> None:
         pass
@@ -182,7 +183,7 @@ def _server() -> _Server:
 def request(data: bytes) -> None:
     """What somebody asks a listener for."""
     head = data.partition(b"\r\n\r\n")[0] + b"\r\n\r\n"
-    handler = _Handler(_Deaf(), ("127.0.0.1", 1), _server(), io.BytesIO(head))
+    handler = _Handler(cast(Transport, _Deaf()), ("127.0.0.1", 1), _server(), io.BytesIO(head))
     handler.handle()
     assert handler.refused != "crashed"
 

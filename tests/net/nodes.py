@@ -17,6 +17,7 @@ from gevent_mesh.net.link import Link
 from gevent_mesh.net.mesh import Mesh
 from gevent_mesh.net.transport import Transport
 from gevent_mesh.protocol import messages
+from gevent_mesh.protocol.address import Address
 from gevent_mesh.protocol.frames import Role
 from gevent_mesh.protocol.handshake import Keys
 from gevent_mesh.protocol.link import Event, Identity, LinkProtocol, Proven
@@ -91,7 +92,7 @@ class Member:
 
     @property
     def address(self) -> str:
-        return f"ws://127.0.0.1:{self.mesh.port}"
+        return str(Address(self.mesh.config.tls.listens, "127.0.0.1", self.mesh.port))
 
     def names(self, *others: Member, **addresses: str) -> None:
         """Take a roster that names these nodes."""
@@ -131,10 +132,14 @@ class Member:
     def on_message(self, peer: Peer, message: ClusterMessage) -> None:
         number = number_of(message)
         self.got.append((peer.uid, number))
+        peer.hearing.acted()
         self.on_number(number)
 
     def on_linked(self, peer: Peer) -> None:
         self.linked.append(peer.uid)
+
+    def on_heartbeat(self, peer: Peer) -> None:
+        peer.hearing.acted()
 
     def on_lapsed(self, peer: Peer) -> None:
         self.lapsed.append(peer.uid)

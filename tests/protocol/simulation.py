@@ -116,7 +116,7 @@ class SimNode:
         return link
 
     def dial(self, peer: Peer) -> None:
-        self.table.dial_started(peer)
+        self.table.dial_started(peer, self.now)
         protocol = self._protocol(target=peer.uid, session=peer.session.state())
         self.table.dial_said_hello(peer, protocol)
         connection = self.simulation.network.connect(

@@ -814,7 +814,7 @@ def test_a_new_link_resumes_both_streams() -> None:
 
 
 def test_losses_are_told_before_anything_else() -> None:
-    ours = session("a", limit_bytes=2 * len(event(1)))
+    ours = session("a", limit_bytes=3 * len(event(1)))
     for number in range(1, 6):
         ours.append(event(number))
     _, b = connected(dialer(session=ours))
@@ -825,7 +825,7 @@ def test_losses_are_told_before_anything_else() -> None:
 
 
 def test_a_listener_tells_its_losses_too() -> None:
-    theirs = session("b", limit_bytes=2 * len(event(1)))
+    theirs = session("b", limit_bytes=3 * len(event(1)))
     for number in range(1, 6):
         theirs.append(event(number, uid=HIGH))
     a, _ = connected(None, listener(session=theirs))
