@@ -286,7 +286,11 @@ def test_forgers_become_no_peers_hear_no_events_and_are_not_heard(
     node, other = nodes
     clients.append(Client(node.url))
     node.do("start_traffic", 100)
-    forgers = [*FORGERS, lambda stranger: as_a_node_in_clear(stranger, other.uid)]
+    forgers = [
+        *FORGERS,
+        lambda stranger: as_a_node_in_clear(stranger, other.uid),
+        lambda stranger: in_the_place_of_a_node(stranger, other.uid),
+    ]
     for forger in forgers:
         assert b"tick" not in heard_by(node, forger)
         assert node.links() == {other.uid}
@@ -318,6 +322,12 @@ def test_forgers_become_no_peers_hear_no_events_and_are_not_heard(
 def as_a_node_in_clear(stranger: Stranger, uid: str) -> None:
     """The token is right, but the uid belongs to a node that proves itself."""
     _speak_nodejs(stranger, {"uid": uid, "address": "ws://127.0.0.1:9", "token": TOKEN})
+
+
+def in_the_place_of_a_node(stranger: Stranger, uid: str) -> None:
+    """The token is right, but it is not the process that had this uid before."""
+    stranger.upgrade()
+    stranger.authenticate(TOKEN, stranger.hello(uid))
 
 
 def reflected(discovery: Discovery) -> bytes:
