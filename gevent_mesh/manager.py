@@ -374,9 +374,13 @@ class GeventMeshManager(ClusterApi, PubSubManager):  # type: ignore[misc]  # pyt
             return
         # Encoded before anybody gets it: it may turn out to be too large.
         outgoing = self._event_messages(mesh, selection, encoded)
-        self._deliver(selection, encoded)
         for peers, message in outgoing:
-            mesh.outboxes.publish(peers, message)
+            mesh.outboxes.keep_pace(peers, len(message))
+        # Who sees it may answer at once: nothing that is emitted then is to come before it, here or elsewhere.
+        with self._clients.fanout.turn():
+            for peers, message in outgoing:
+                mesh.outboxes.publish(peers, message, at_once=True)
+            self._deliver(selection, encoded)
 
     def can_disconnect(self, sid: str, namespace: str) -> bool:
         """Whether `socketio.Server.disconnect` should disconnect `sid` itself; else its node is told to."""

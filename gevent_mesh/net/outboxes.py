@@ -101,10 +101,10 @@ class Outboxes:
         """Put one encoded message into the outboxes of some peers. May let other greenlets run, and wait.
 
         Args:
-            at_once: somebody has waited for room already (see `wait_for_room`).
+            at_once: somebody has waited already (see `keep_pace` and `wait_for_room`).
         """
         if not at_once:
-            self._keep_pace(peers, len(message))
+            self.keep_pace(peers, len(message))
         unsent = 0
         for peer in peers:
             unsent = max(unsent, self._append(peer, message))
@@ -155,7 +155,8 @@ class Outboxes:
             return False
         return session.outbox_bytes > self._half_bytes or not session.fits(size)
 
-    def _keep_pace(self, peers: Sequence[Peer], size: int) -> None:
+    def keep_pace(self, peers: Sequence[Peer], size: int) -> None:
+        """Wait for those of these peers that are behind and keep moving, before a message of this size is published."""
         for peer in peers:
             if self._is_crowded(peer.session, size):
                 self._wait_for_relief_of(peers, size)
@@ -167,7 +168,7 @@ class Outboxes:
         Not for those that have taken nothing for `heartbeat_timeout`: their oldest messages make room, as always. What
         has been seen holds until the caller lets others run.
         """
-        self._keep_pace(self._table.owed(), size)
+        self.keep_pace(self._table.owed(), size)
         ends_at = monotonic() + ROOM_SECONDS
         while (now := monotonic()) < ends_at and self._may_any_get_room(size, now):
             self._wait_for_relief(RELIEF_SECONDS)
