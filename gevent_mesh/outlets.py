@@ -37,6 +37,8 @@ logger = logging.getLogger(__name__)
 _KNOWN = ("queue", "sid", "upgraded")
 """What is asked of python-engineio's sockets."""
 
+_STOCK_HANDLER = Socket._websocket_handler
+
 
 class Outlet:
     """The way to one client.
@@ -135,7 +137,8 @@ class _WebSocket:
 
     def _handle(self, websocket: Any) -> Any:
         """The life of one connection."""
-        client: Any = getattr(self._handler, "__self__", None)
+        is_stock = getattr(self._handler, "__func__", None) is _STOCK_HANDLER
+        client: Any = self._handler.__self__ if is_stock else None  # type: ignore[attr-defined]  # a bound method
         outlet = _outlet_of(client, websocket)
         if outlet is None:
             return self._handler(websocket)
@@ -149,7 +152,7 @@ class _WebSocket:
 
 def _outlet_of(client: Any, websocket: Any) -> Outlet | None:
     """Have a connection write through an outlet, if that is possible."""
-    if not isinstance(client, Socket) or not all(hasattr(client, name) for name in _KNOWN):
+    if not all(hasattr(client, name) for name in _KNOWN):
         return None
     stock = getattr(websocket, "_sock", None)
     if stock is not None:
