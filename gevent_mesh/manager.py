@@ -40,7 +40,7 @@ from .protocol import messages
 from .protocol.messages import MessageType
 from .protocol.peers import Peer
 from .relay import Relay
-from .routing import event_receivers
+from .routing import event_receivers, of_node
 from .selection import Selection
 
 __all__ = ["GeventMeshManager"]
@@ -181,6 +181,8 @@ class GeventMeshManager(ClusterApi, PubSubManager):  # type: ignore[misc]  # pyt
         super().set_server(server)
         self._packets = Packets(server.packet_class)
         self._clients.watch(server)
+        generate_id = server.eio.generate_id
+        server.eio.generate_id = lambda: of_node(generate_id(), self.uid)
         testclient.allow(GeventMeshManager)
 
     def initialize(self) -> None:
@@ -387,7 +389,7 @@ class GeventMeshManager(ClusterApi, PubSubManager):  # type: ignore[misc]  # pyt
         if self._clients.is_ours(_sid(sid), namespace):
             return bool(Manager.can_disconnect(self, sid, namespace))
         data = messages.disconnect_sockets(messages.options([sid]))
-        self._tell_nodes(MessageType.DISCONNECT_SOCKETS, namespace, messages.one_client(data))
+        self._tell_owner(sid, MessageType.DISCONNECT_SOCKETS, namespace, data)
         return False
 
     def disconnect(self, sid: str, namespace: str | None = None, **kwargs: Any) -> None:
@@ -407,7 +409,7 @@ class GeventMeshManager(ClusterApi, PubSubManager):  # type: ignore[misc]  # pyt
             Manager.enter_room(self, sid, namespace, room, eio_sid=eio_sid)
             return
         data = messages.sockets_join(messages.options([sid]), [room])
-        self._tell_nodes(MessageType.SOCKETS_JOIN, namespace, messages.one_client(data))
+        self._tell_owner(sid, MessageType.SOCKETS_JOIN, namespace, data)
 
     def leave_room(self, sid: str, namespace: str, room: Hashable) -> None:
         """Take a client out of a room, wherever it is connected."""
@@ -416,7 +418,7 @@ class GeventMeshManager(ClusterApi, PubSubManager):  # type: ignore[misc]  # pyt
             Manager.leave_room(self, sid, namespace, room)
             return
         data = messages.sockets_leave(messages.options([sid]), [room])
-        self._tell_nodes(MessageType.SOCKETS_LEAVE, namespace, messages.one_client(data))
+        self._tell_owner(sid, MessageType.SOCKETS_LEAVE, namespace, data)
 
     def close_room(self, room: Hashable, namespace: str | None = None) -> None:
         """Empty a room on all nodes."""
@@ -424,12 +426,18 @@ class GeventMeshManager(ClusterApi, PubSubManager):  # type: ignore[misc]  # pyt
         namespace = namespace or "/"
         Manager.close_room(self, room, namespace)
         data = messages.sockets_leave(messages.options([room]), [room])
-        self._tell_nodes(MessageType.SOCKETS_LEAVE, namespace, data)
+        self._node.publish(MessageType.SOCKETS_LEAVE, namespace, data)
 
     # ------------------------------------------------------------------ the tables of rooms
 
     def basic_enter_room(self, sid: str, namespace: str, room: Hashable, eio_sid: str | None = None) -> None:
-        """Put a client into a room of this node."""
+        """Put a client into a room of this node.
+
+        Raises:
+            ValueError: the room is that of another client.
+        """
+        if room != sid and self._node.is_elsewhere(room):
+            raise ValueError(f"{room!r} is the sid of a client: nobody else can enter its room")
         super().basic_enter_room(sid, namespace, room, eio_sid=eio_sid)
         self._clients.entered(sid, namespace, room, eio_sid)
 
@@ -468,14 +476,16 @@ class GeventMeshManager(ClusterApi, PubSubManager):  # type: ignore[misc]  # pyt
         self, mesh: Mesh, selection: Selection, encoded: list[str | bytes], request_id: str | None = None
     ) -> list[tuple[list[Peer], bytes]]:
         """Encode an event for the other nodes, nearly always once: peers, and the message that they share."""
-        same, others = event_receivers(mesh.table, self._packets.codec)
+        peers = self._node.owners(selection.rooms)
+        same, others = event_receivers(mesh.table if peers is None else peers, self._packets.codec)
         data = messages.broadcast(selection.opts, encoded=encoded, codec=self._packets.codec, request_id=request_id)
         message = self._node.encode(MessageType.BROADCAST, selection.namespace, data)
         outgoing = [(same, message)]
         if others:
             data = messages.broadcast(selection.opts, packet=self._packets.plain(encoded), request_id=request_id)
             outgoing.append((others, self._node.encode(MessageType.BROADCAST, selection.namespace, data)))
-        mesh.outboxes.keep_for_newcomers(message)
+        if peers is None:
+            mesh.outboxes.keep_for_newcomers(message)
         return outgoing
 
     def _ask_clients(
@@ -533,8 +543,8 @@ class GeventMeshManager(ClusterApi, PubSubManager):  # type: ignore[misc]  # pyt
                 emitter.expect_no_more(request_id)
             raise
 
-    def _tell_nodes(self, kind: MessageType, namespace: str | None, data: dict[str, Any]) -> None:
-        self._node.publish(kind, namespace or "/", data)
+    def _tell_owner(self, sid: str, kind: MessageType, namespace: str | None, data: dict[str, Any]) -> None:
+        self._node.publish_to_owner(sid, kind, namespace or "/", messages.one_client(data))
 
     def _mesh_for(self, selection: Selection) -> Mesh | None:
         """The mesh, unless nobody on another node can be meant."""
