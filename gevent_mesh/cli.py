@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import click
@@ -70,7 +69,11 @@ def demo(context: click.Context, nodes: int, port: int | None, check: bool) -> N
 @click.option("-r", "--room", "rooms", multiple=True, help="Only clients in this room, or in any of several.")
 @click.option("--except", "exclude", metavar="ROOM", multiple=True, help="But not clients in this room; a sid is one.")
 @click.option("-n", "--namespace", default="/", show_default=True, help="The Socket.IO namespace.")
-@click.option("--discovery", metavar="URL", help="The discovery service, ws://HOST:PORT.  [default: MESH_DISCOVERY]")
+@click.option(
+    "--discovery",
+    metavar="URL",
+    help="The discovery service, ws://HOST:PORT.  [default: MESH_DISCOVERY, else the servers of this host]",
+)
 @click.option("--channel", default="socketio", show_default=True, help="The servers' channel.")
 @click.option(
     "--timeout",
@@ -91,8 +94,6 @@ def emit(context: click.Context, /, event: str, arguments: tuple[str, ...], **op
     from . import ConfigError
     from .shell import emit as run
 
-    if not (options["discovery"] or os.environ.get("MESH_DISCOVERY")):
-        raise click.UsageError("say where discovery is: --discovery ws://HOST:8000, or MESH_DISCOVERY.")
     try:
         context.exit(run(event, arguments, **options))
     except ConfigError as exc:

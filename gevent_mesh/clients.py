@@ -18,7 +18,6 @@ import gevent
 import msgpack
 from socketio.manager import Manager
 
-from . import outlets
 from .fanout import Fanout
 from .net.pause import in_slices
 from .selection import Selection
@@ -56,7 +55,6 @@ class Clients:
         What they send as `auth` is remembered; python-socketio only passes it to the application. And a client whose
         connect or disconnect handler has failed does not stay in the tables, as it would: it is not there.
         """
-        outlets.install(server, self.fanout.outlets)
         connect, disconnect = server._handle_connect, server._handle_eio_disconnect
 
         def handle_connect(eio_sid: str, namespace: str | None, data: Any) -> None:

@@ -1,13 +1,14 @@
 """The options of a node, checked in one place.
 
 Options that are left out come from the environment where they differ from deployment to deployment (`MESH_DISCOVERY`,
-`MESH_PORT`, `MESH_ADDRESS`, `MESH_AUTH_TOKEN`), else from the defaults here. Whatever cannot work is refused when the
-manager is made, with a text that says what to change.
+`MESH_PORT`, `MESH_ADDRESS`, `MESH_AUTH_TOKEN`, `MESH_EMBEDDED_PORT`), else from the defaults here. Whatever cannot work
+is refused when the manager is made, with a text that says what to change.
 """
 
 from __future__ import annotations
 
 import os
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -29,6 +30,7 @@ class MeshConfig:
 
     Attributes:
         discovery: URLs of discovery servers; without any the node works alone.
+        embedded_port: where the nodes of this host serve discovery in turn; `discovery` is then that. 0: they do not.
         port: where peers reach this node's own socket; 0 takes any free port.
         host: the address to listen on.
         address: the URL that peers dial; empty means: found out from the connection to discovery.
@@ -41,9 +43,12 @@ class MeshConfig:
         write_only: this process publishes and asks, and serves no clients.
         callback_timeout: seconds after which a callback that some clients never answered is freed.
         node_interop: link to Node.js servers as well. They are sent the token in clear, and promise less.
+        client_queue_bytes: how much may wait for one client; None for any amount.
+        bounded_reader: refuse what clients send before it is read, when it is too large.
     """
 
     discovery: tuple[str, ...] = ()
+    embedded_port: int = 0
     port: int = 4000
     host: str = "127.0.0.1"
     address: str = ""
@@ -56,6 +61,8 @@ class MeshConfig:
     write_only: bool = False
     callback_timeout: float = 60.0
     node_interop: bool = False
+    client_queue_bytes: int | None = 64 * 1024 * 1024
+    bounded_reader: bool = True
 
     @classmethod
     def from_options(
@@ -75,6 +82,9 @@ class MeshConfig:
         write_only: bool,
         callback_timeout: float,
         node_interop: bool = False,
+        client_queue_bytes: int | None = 64 * 1024 * 1024,
+        bounded_reader: bool = True,
+        embedded_port: int | None = None,
         environ: Mapping[str, str] | None = None,
     ) -> MeshConfig:
         """Check the options of `GeventMeshManager` and fill in what is left out.
@@ -84,13 +94,19 @@ class MeshConfig:
         """
         environ = os.environ if environ is None else environ
         tokens = check_tokens(_several(auth_token, environ.get("MESH_AUTH_TOKEN")))
-        host = default_host(tokens) if ws_host is None else ws_host
-        if not write_only:
-            check_bind("ws_host", host, tokens, allow_anonymous)
-        _check_times(heartbeat_interval, heartbeat_timeout, resume_window, callback_timeout)
         discovery = _several(discovery_service_address, environ.get("MESH_DISCOVERY"))
         for url in discovery:
             _check_url("discovery_service_address", url)
+        shared_port = _port("embedded_port", embedded_port, environ, default=_embedded_port_for(channel), lowest=1)
+        is_embedded = discovery_service_address is None and not discovery
+        if is_embedded:
+            discovery = [f"ws://127.0.0.1:{shared_port}"]
+        # Peers that are found on this host need no other address.
+        default = "127.0.0.1" if is_embedded else default_host(tokens)
+        host = default if ws_host is None else ws_host
+        if not write_only:
+            check_bind("ws_host", host, tokens, allow_anonymous)
+        _check_times(heartbeat_interval, heartbeat_timeout, resume_window, callback_timeout)
         if write_only and not discovery:
             raise ConfigError("write_only=True needs a discovery_service_address: there is no other way to find nodes")
         if write_only and node_interop:
@@ -113,9 +129,11 @@ class MeshConfig:
                 f"buffered_amount_threshold must be between {MIN_THRESHOLD_BYTES} and {MAX_THRESHOLD_BYTES} bytes, "
                 f"not {buffered_amount_threshold}"
             )
+        _check_client_queue(client_queue_bytes)
         return cls(
             discovery=tuple(discovery),
-            port=_port(ws_port, environ.get("MESH_PORT")),
+            embedded_port=shared_port if is_embedded else 0,
+            port=_port("ws_port", ws_port, environ, default=0 if is_embedded else 4000),
             host=host,
             address=address,
             heartbeat_interval=heartbeat_interval,
@@ -127,6 +145,8 @@ class MeshConfig:
             write_only=write_only,
             callback_timeout=callback_timeout,
             node_interop=node_interop,
+            client_queue_bytes=client_queue_bytes,
+            bounded_reader=bounded_reader,
         )
 
 
@@ -149,22 +169,43 @@ def _check_url(option: str, url: str) -> None:
         raise ConfigError(f"{option}={url!r}: wss:// is not supported yet; use ws:// inside a private network")
 
 
-def _port(option: int | None, environment: str | None) -> int:
-    value: object = option
-    if option is None:
-        value = environment if environment else 4000
+_PORT_VARIABLES = {"ws_port": "MESH_PORT", "embedded_port": "MESH_EMBEDDED_PORT"}
+
+
+def _port(option: str, value: object, environ: Mapping[str, str], *, default: int, lowest: int = 0) -> int:
+    variable = _PORT_VARIABLES[option]
+    if value is None:
+        value = environ.get(variable) or default
     try:
         port = int(str(value))
     except ValueError:
         port = -1
-    if not 0 <= port <= 65535:
-        raise ConfigError(f"ws_port (or MESH_PORT) must be a port number from 0 to 65535, not {value!r}")
+    if not lowest <= port <= 65535:
+        raise ConfigError(f"{option} (or {variable}) must be a port number from {lowest} to 65535, not {value!r}")
     return port
+
+
+def _embedded_port_for(channel: str) -> int:
+    """Where embedded discovery is when nothing is said: those who would not link anyway do not meet there either.
+
+    Below the ports that systems give out by themselves, which anybody's connection may hold at any moment.
+    """
+    return 20_000 + zlib.crc32(f"{os.getuid()} {channel}".encode()) % 10_000
 
 
 def _check_number(option: str, value: object) -> None:
     if not isinstance(value, (int, float)) or isinstance(value, bool):
         raise ConfigError(f"{option} must be a number, not {value!r}")
+
+
+def _check_client_queue(limit: int | None) -> None:
+    if limit is None:
+        return
+    _check_number("client_queue_bytes", limit)
+    if not limit >= MIN_THRESHOLD_BYTES:
+        raise ConfigError(
+            f"client_queue_bytes must be at least {MIN_THRESHOLD_BYTES} bytes, or None for no limit, not {limit}"
+        )
 
 
 def _check_times(interval: float, timeout: float, window: float, callback_timeout: float) -> None:

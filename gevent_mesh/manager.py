@@ -20,7 +20,7 @@ from socketio import packet as sio_packet
 from socketio.manager import Manager
 from socketio.pubsub_manager import PubSubManager
 
-from . import startup, testclient
+from . import connections, startup, testclient
 from .asking import Asking
 from .clients import Clients
 from .cluster.acknowledgements import Acknowledgements, Tally, in_greenlets
@@ -32,7 +32,9 @@ from .commands import Commands
 from .config import MeshConfig
 from .emitter import Emitter, EmitterQueries
 from .errors import ConfigError, PayloadNotEncodable
+from .limits import ClientLimits
 from .net.mesh import Mesh, PeerInfo
+from .net.outboxes import Counters
 from .node import Node
 from .packets import Packets, arguments_of
 from .presence import Presence, PresenceService
@@ -60,15 +62,17 @@ class GeventMeshManager(ClusterApi, PubSubManager):  # type: ignore[misc]  # pyt
 
     ::
 
-        socketio = SocketIO(app, async_mode="gevent", client_manager=GeventMeshManager("ws://discovery:8000"))
+        socketio = SocketIO(app, async_mode="gevent", client_manager=GeventMeshManager())
 
     The node joins when its process begins to serve. Importing the application opens no socket.
 
     Args:
-        discovery_service_address: URL of the discovery service, or several. Without one (and without
-            ``MESH_DISCOVERY``, comma-separated) the node works alone.
-        ws_port: the port that peers dial, 0 for any free one. Default: ``MESH_PORT``, else 4000.
-        ws_host: the address to listen on. Default: 127.0.0.1 without a token, 0.0.0.0 with one.
+        discovery_service_address: URL of the discovery service, or several. Default: ``MESH_DISCOVERY``,
+            comma-separated; without that the nodes of this host find each other, with nothing else running. An empty
+            list: the node works alone.
+        ws_port: the port that peers dial, 0 for any free one. Default: ``MESH_PORT``, else 4000; without a discovery
+            service 0.
+        ws_host: the address to listen on. Default: 0.0.0.0 with a token and a discovery service, else 127.0.0.1.
         server_address: the URL under which peers reach this node. Default: ``MESH_ADDRESS``, else the address that the
             connection to discovery shows.
         heartbeat_interval: seconds between two heartbeats.
@@ -85,6 +89,12 @@ class GeventMeshManager(ClusterApi, PubSubManager):  # type: ignore[misc]  # pyt
         callback_timeout: seconds after which callbacks of clients on other nodes are freed.
         node_interop: form one mesh with Node.js servers that use ``socket.io-mesh-adapter`` 2.x. Their protocol sends
             the token in clear: only for a private network. See docs/nodejs.md.
+        client_queue_bytes: how much may wait for one client that does not keep up, 64 KiB or more; one packet beyond
+            that, it is disconnected. None for any amount.
+        bounded_reader: refuse WebSocket messages of clients that are larger than the server's `max_http_buffer_size`
+            before they are read. False leaves reading to gevent-websocket. See docs/clients.md for both.
+        embedded_port: the port on 127.0.0.1 where the nodes of this host find each other when no discovery service is
+            named. Default: ``MESH_EMBEDDED_PORT``, else one made of the user's id and the channel.
 
     Raises:
         ConfigError: an option cannot work; the text says what to change.
@@ -111,6 +121,9 @@ class GeventMeshManager(ClusterApi, PubSubManager):  # type: ignore[misc]  # pyt
         json: Any = None,
         callback_timeout: float = 60.0,
         node_interop: bool = False,
+        client_queue_bytes: int | None = 64 * 1024 * 1024,
+        bounded_reader: bool = True,
+        embedded_port: int | None = None,
     ) -> None:
         self.config = MeshConfig.from_options(
             discovery_service_address=discovery_service_address,
@@ -127,6 +140,9 @@ class GeventMeshManager(ClusterApi, PubSubManager):  # type: ignore[misc]  # pyt
             write_only=write_only,
             callback_timeout=callback_timeout,
             node_interop=node_interop,
+            client_queue_bytes=client_queue_bytes,
+            bounded_reader=bounded_reader,
+            embedded_port=embedded_port,
         )
         super().__init__(channel=channel, write_only=write_only, logger=logger)
         if json is not None:
@@ -137,6 +153,7 @@ class GeventMeshManager(ClusterApi, PubSubManager):  # type: ignore[misc]  # pyt
         self._emitter = Emitter(self.config, self._mesh_logger) if write_only else None
         self._node = self._emitter or Node(self.config, self._mesh_logger, self._status)
         self._clients = Clients(self)
+        self._limits = ClientLimits(self.config, self._counters, self._mesh_logger)
         self._requests = Requests()
         self._add_services()
         startup.watch(self)
@@ -183,6 +200,7 @@ class GeventMeshManager(ClusterApi, PubSubManager):  # type: ignore[misc]  # pyt
         self._clients.watch(server)
         generate_id = server.eio.generate_id
         server.eio.generate_id = lambda: of_node(generate_id(), self.uid)
+        connections.install(server, self._limits, self._clients.fanout.outlets, self._mesh_logger)
         testclient.allow(GeventMeshManager)
 
     def initialize(self) -> None:
@@ -196,7 +214,7 @@ class GeventMeshManager(ClusterApi, PubSubManager):  # type: ignore[misc]  # pyt
         if not startup.is_served():
             self._mesh_logger.error(
                 "a client has come, and no gevent server runs in this process: other nodes may hear nothing of it. "
-                "Start with socketio.run(app), or gunicorn -k geventwebsocket.gunicorn.workers.GeventWebSocketWorker; "
+                "Start with socketio.run(app), or gunicorn -k gevent_mesh.gunicorn.GeventMeshWorker; "
                 "not with `flask run`, or another worker class"
             )
         self.serving()
@@ -230,12 +248,12 @@ class GeventMeshManager(ClusterApi, PubSubManager):  # type: ignore[misc]  # pyt
         self._node.start(self._packets.codec)
         if self._emitter is not None:
             return
-        if self.config.discovery:
-            self._mesh_logger.info("node %s has started", self.uid)
-        else:
-            self._mesh_logger.warning(
-                "no discovery service is named (discovery_service_address, MESH_DISCOVERY): this node works alone"
-            )
+        self._mesh_logger.info("node %s has started%s", self.uid, self._circle())
+
+    def _circle(self) -> str:
+        if self.config.embedded_port:
+            return " and looks for others on this host: no discovery service is named"
+        return "" if self.config.discovery else " and works alone: its discovery_service_address is empty"
 
     def stop(self, timeout: float = 2.0) -> None:
         """Leave the mesh, until `start` is called. What was emitted still goes out, for at most `timeout` seconds."""
@@ -328,6 +346,9 @@ class GeventMeshManager(ClusterApi, PubSubManager):  # type: ignore[misc]  # pyt
             raise ConfigError("a write-only manager does not know who is online; ask a process that serves clients")
         return self._presence.of(namespace or "/")
 
+    def _counters(self) -> Counters | None:
+        return None if self._node.mesh is None else self._node.mesh.counters
+
     def _status(self) -> dict[str, Any]:
         """What heartbeats say of this node."""
         return {"clients": self._clients.count(), "namespaces": self._clients.namespaces()}
@@ -371,18 +392,18 @@ class GeventMeshManager(ClusterApi, PubSubManager):  # type: ignore[misc]  # pyt
             return
         encoded = self._packets.encode(event, arguments_of(data), selection.namespace)
         mesh = self._mesh_for(selection)
-        if mesh is None:
-            self._deliver(selection, encoded)
-            return
         # Encoded before anybody gets it: it may turn out to be too large.
-        outgoing = self._event_messages(mesh, selection, encoded)
-        for peers, message in outgoing:
-            mesh.outboxes.keep_pace(peers, len(message))
+        outgoing = [] if mesh is None else self._event_messages(mesh, selection, encoded)
+        if mesh is not None:
+            for peers, message in outgoing:
+                mesh.outboxes.keep_pace(peers, len(message))
         # Who sees it may answer at once: nothing that is emitted then is to come before it, here or elsewhere.
         with self._clients.fanout.turn():
-            for peers, message in outgoing:
-                mesh.outboxes.publish(peers, message, at_once=True)
+            if mesh is not None:
+                for peers, message in outgoing:
+                    mesh.outboxes.publish(peers, message, at_once=True)
             self._deliver(selection, encoded)
+        self._limits.keep_pace()
 
     def can_disconnect(self, sid: str, namespace: str) -> bool:
         """Whether `socketio.Server.disconnect` should disconnect `sid` itself; else its node is told to."""

@@ -16,6 +16,7 @@ from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Any
 
 from .config import MeshConfig
+from .embedded import EmbeddedDiscovery
 from .errors import PayloadTooLarge
 from .net.mesh import Mesh
 from .protocol import messages
@@ -39,6 +40,7 @@ class Node:
     Attributes:
         uid: 16 hex digits, new at every start.
         mesh: the running mesh; None before the start.
+        embedded: this node's part in the discovery of its host, if there is that.
         is_stopped: it was stopped, and is not to join by itself.
         read_packet: reads encoded packets of clients for Node peers; set before the start, where there may be some.
     """
@@ -47,6 +49,7 @@ class Node:
         self.config = config
         self.uid = new_uid()
         self.mesh: Mesh | None = None
+        self.embedded: EmbeddedDiscovery | None = None
         self.is_stopped = False
         self.status = status
         self.read_packet: ReadPacket | None = None
@@ -79,8 +82,16 @@ class Node:
         if self._was_started:
             self.uid = new_uid()
         self._was_started = True
+        port, tokens = self.config.embedded_port, self.config.tokens
+        self.embedded = EmbeddedDiscovery(port, tokens) if port else None
         mesh = Mesh(
-            self.config, uid=self.uid, codec=codec, owner=self, logger=self._logger, read_packet=self.read_packet
+            self.config,
+            uid=self.uid,
+            codec=codec,
+            owner=self,
+            logger=self._logger,
+            read_packet=self.read_packet,
+            serve_discovery=self.embedded.serve if self.embedded else None,
         )
         # Set before it starts: our own listener is a gevent server too, and asks us to start again.
         self.mesh = mesh
@@ -96,6 +107,8 @@ class Node:
         mesh, self.mesh = self.mesh, None
         if mesh is not None:
             mesh.stop(timeout)
+            if self.embedded is not None:
+                self.embedded.stop()
             self._left()
 
     def forked(self) -> None:
@@ -104,6 +117,8 @@ class Node:
         self.uid = new_uid()
         if mesh is not None:
             mesh.forget()
+            if self.embedded is not None:
+                self.embedded.forget()
             self._left()
 
     def _left(self) -> None:

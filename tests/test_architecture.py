@@ -36,8 +36,14 @@ MAY_IMPORT: dict[str, set[str]] = {
     "packets": {"errors"},
     "selection": {"protocol"},
     "service": {"protocol"},
-    "clients": {"fanout", "outlets", "selection", "net"},
-    "node": {"routing", "service", "config", "net", "protocol", "errors"},
+    "websocket": {"net", "protocol", "errors"},
+    "limits": {"config", "net", "errors"},
+    "connections": {"limits", "outlets", "websocket", "net"},
+    "handler": {"websocket"},
+    "gunicorn": {"handler"},
+    "clients": {"fanout", "selection", "net"},
+    "embedded": {"errors"},
+    "node": {"embedded", "routing", "service", "config", "net", "protocol", "errors"},
     "cluster": {"clients", "node", "packets", "selection", "service", "net", "protocol", "errors"},
     "presence": {"clients", "node", "service", "net", "protocol", "errors"},
     "commands": {"clients", "cluster", "node", "packets", "selection", "service", "net", "protocol", "errors"},
@@ -48,10 +54,12 @@ MAY_IMPORT: dict[str, set[str]] = {
     "testclient": {"errors"},
     "manager": {
         "asking",
+        "connections",
         "clients",
         "cluster",
         "commands",
         "emitter",
+        "limits",
         "node",
         "packets",
         "presence",
@@ -79,8 +87,8 @@ DISCOVERY_MAY_IMPORT = (
     "gevent_mesh.net.transport",
     "gevent_mesh.errors",
 )
-# The parts of the library that may start a discovery service.
-MAY_START_DISCOVERY = {"cli"}
+# The part of the library that may start a discovery service.
+MAY_START_DISCOVERY = {"embedded"}
 
 IMPURE = {"asyncio", "gevent", "logging", "random", "secrets", "select", "signal", "socket", "ssl", "threading", "time"}
 

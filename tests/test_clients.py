@@ -85,7 +85,7 @@ class Tables:
 @settings(max_examples=200, deadline=None)
 @given(STEPS)
 def test_the_tables_are_those_of_python_socketio(steps: list[tuple[Any, ...]]) -> None:
-    ours, stock = Tables(GeventMeshManager()), Tables(socketio.Manager())
+    ours, stock = Tables(GeventMeshManager([])), Tables(socketio.Manager())
     for step in steps:
         ours.step(*step)
         stock.step(*step)
@@ -99,7 +99,7 @@ def test_the_tables_are_those_of_python_socketio(steps: list[tuple[Any, ...]]) -
 
 @pytest.fixture
 def tables() -> Tables:
-    return Tables(GeventMeshManager())
+    return Tables(GeventMeshManager([]))
 
 
 @pytest.fixture

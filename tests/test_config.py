@@ -34,9 +34,13 @@ def config(**options: Any) -> MeshConfig:
     return MeshConfig.from_options(**(DEFAULTS | options))
 
 
-def test_without_any_option_a_node_is_on_loopback_and_alone() -> None:
-    assert config() == MeshConfig(
-        discovery=(), port=4000, host="127.0.0.1", address="", heartbeat_interval=5.0, heartbeat_timeout=10.0,
+def test_without_any_option_a_node_is_on_loopback_and_finds_those_of_its_host() -> None:
+    found = config()
+    port = found.embedded_port
+    assert 20_000 <= port < 30_000
+    assert found == MeshConfig(
+        discovery=(f"ws://127.0.0.1:{port}",), embedded_port=port, port=0, host="127.0.0.1", address="",
+        heartbeat_interval=5.0, heartbeat_timeout=10.0,
         outbox_bytes=16 * 1024 * 1024, resume_window=30.0, tokens=(), channel="socketio", write_only=False,
         callback_timeout=60.0, node_interop=False,
     )  # fmt: skip
@@ -47,11 +51,43 @@ def test_every_option_has_its_place() -> None:
         discovery_service_address="ws://d:1", ws_port=1, ws_host="10.0.0.1", server_address="ws://a:2",
         heartbeat_interval=1, heartbeat_timeout=3, buffered_amount_threshold=65536, resume_window=0,
         auth_token=TOKEN, channel="c", callback_timeout=9, node_interop=True,
+        client_queue_bytes=70000, bounded_reader=False,
     ) == MeshConfig(
         discovery=("ws://d:1",), port=1, host="10.0.0.1", address="ws://a:2", heartbeat_interval=1,
         heartbeat_timeout=3, outbox_bytes=65536, resume_window=0, tokens=(TOKEN,), channel="c",
-        callback_timeout=9, node_interop=True,
+        callback_timeout=9, node_interop=True, client_queue_bytes=70000, bounded_reader=False,
     )  # fmt: skip
+
+
+def test_those_who_would_not_link_look_for_each_other_at_different_ports(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = {config(channel=channel).embedded_port for channel in ("socketio", "another")}
+    monkeypatch.setattr("os.getuid", lambda: 4711)
+    assert len(found | {config().embedded_port}) == 3
+
+
+def test_the_port_of_embedded_discovery_can_be_chosen() -> None:
+    found = config(environ={"MESH_EMBEDDED_PORT": "4999"})
+    assert (found.embedded_port, found.discovery) == (4999, ("ws://127.0.0.1:4999",))
+    assert config(environ={"MESH_EMBEDDED_PORT": "4999"}, embedded_port=5000).embedded_port == 5000
+
+
+def test_discovery_that_is_named_is_not_embedded() -> None:
+    for found in (
+        config(discovery_service_address="ws://d:1", embedded_port=4999),
+        config(environ={"MESH_DISCOVERY": "ws://d:1", "MESH_EMBEDDED_PORT": "4999"}),
+    ):
+        assert (found.embedded_port, found.discovery, found.port) == (0, ("ws://d:1",), 4000)
+
+
+@pytest.mark.parametrize("nothing", [[], (), ""])
+def test_an_empty_list_of_discovery_servers_means_alone(nothing: Any) -> None:
+    found = config(discovery_service_address=nothing)
+    assert (found.embedded_port, found.discovery) == (0, ())
+
+
+def test_nodes_of_one_host_listen_on_loopback_with_a_token_too() -> None:
+    assert config(auth_token=TOKEN).host == "127.0.0.1"
+    assert config(auth_token=TOKEN, ws_host="10.0.0.1").host == "10.0.0.1"
 
 
 # ---------------------------------------------------------------------- environment
@@ -132,7 +168,7 @@ def test_tokens(option: Any, tokens: tuple[str, ...]) -> None:
     ],
 )
 def test_where_a_node_listens(options: dict[str, Any], host: str) -> None:
-    assert config(**options).host == host
+    assert config(discovery_service_address="ws://d:1", **options).host == host
 
 
 def test_an_emitter_listens_nowhere_so_its_host_does_not_matter() -> None:
@@ -153,6 +189,8 @@ def test_an_emitter_listens_nowhere_so_its_host_does_not_matter() -> None:
         {"buffered_amount_threshold": 64 * 1024},
         {"buffered_amount_threshold": 64 * 1024 * 1024},
         {"server_address": f"ws://{'a.' * 122}b:65535"},
+        {"client_queue_bytes": 64 * 1024},
+        {"client_queue_bytes": None},
     ],
 )
 def test_the_edges_of_what_is_allowed(options: dict[str, Any]) -> None:
@@ -192,6 +230,8 @@ def test_the_edges_of_what_is_allowed(options: dict[str, Any]) -> None:
         ({"ws_port": True}, "not True"),
         ({"environ": {"MESH_PORT": "http"}}, "MESH_PORT.*not 'http'"),
         ({"environ": {"MESH_PORT": "4000.5"}}, "not '4000.5'"),
+        ({"embedded_port": 0}, "embedded_port .or MESH_EMBEDDED_PORT.*from 1 to 65535, not 0"),
+        ({"environ": {"MESH_EMBEDDED_PORT": "x"}}, "MESH_EMBEDDED_PORT.*not 'x'"),
         ({"heartbeat_interval": 0}, "heartbeat_interval must be more than 0 seconds, not 0"),
         ({"heartbeat_interval": -1}, "heartbeat_interval must be more"),
         ({"heartbeat_interval": math.nan}, "heartbeat_interval must be more"),
@@ -209,7 +249,10 @@ def test_the_edges_of_what_is_allowed(options: dict[str, Any]) -> None:
         ({"channel": "c" * 129}, "channel must have 1 to 128 characters"),
         ({"buffered_amount_threshold": 65535}, "between 65536 and 67108864 bytes, not 65535"),
         ({"buffered_amount_threshold": 64 * 1024 * 1024 + 1}, "not 67108865"),
-        ({"write_only": True}, "write_only=True needs a discovery_service_address"),
+        ({"client_queue_bytes": 65535}, "client_queue_bytes must be at least 65536 bytes, or None"),
+        ({"client_queue_bytes": math.nan}, "client_queue_bytes must be at least 65536"),
+        ({"client_queue_bytes": "1M"}, "client_queue_bytes must be a number"),
+        ({"write_only": True, "discovery_service_address": []}, "write_only=True needs a discovery_service_address"),
     ],
 )  # fmt: skip
 def test_what_cannot_work_is_refused_with_a_mend(options: dict[str, Any], says: str) -> None:

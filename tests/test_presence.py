@@ -50,7 +50,7 @@ def make() -> Iterator[Make]:
 @pytest.fixture
 def alone(make: Make) -> GeventMeshManager:
     """A node that works alone."""
-    return make()
+    return make([])
 
 
 @pytest.fixture
@@ -164,7 +164,7 @@ def test_a_write_only_manager_has_no_presence() -> None:
 
 
 def test_connect_handlers_may_track_and_refused_clients_leave_nothing() -> None:
-    manager = GeventMeshManager()
+    manager = GeventMeshManager([])
     app = flask.Flask(__name__)
     sio = flask_socketio.SocketIO(app, async_mode="gevent", client_manager=manager)
     presence = manager.presence()

@@ -143,6 +143,13 @@ class DiscoveryServer:
         for member in members:
             member.transport.abort()
 
+    def forget(self) -> None:
+        """In a forked child: give up our copies of all descriptors, without a word. The parent goes on serving."""
+        self._listener.forget()
+        gevent.killall(self._greenlets, block=False)
+        for member in list(self._members):
+            member.forget()
+
     # ------------------------------------------------------------------ one member
 
     def _serve(self, transport: Transport, ticket: StrangerTicket) -> None:
@@ -314,7 +321,7 @@ class DiscoveryServer:
 
 
 class _Member:
-    """One connection, registered or about to be, and its writer.
+    """One connection, registered or about to be, and its writer. Made in the greenlet that reads it.
 
     Attributes:
         challenge: what we asked one of our own clients; None for a Node client.
@@ -334,6 +341,7 @@ class _Member:
         self._queued_bytes = 0
         self._wake = Event()
         self._end: gevent.Greenlet | None = None
+        self._reader = gevent.getcurrent()
         self.writer = gevent.spawn(self._write)
 
     def __repr__(self) -> str:
@@ -370,6 +378,13 @@ class _Member:
         self._wake.set()
         # Whoever does not read must not keep the writer, and through it this connection, for ever.
         self._end = gevent.spawn_later(_GOODBYE_SECONDS, self.transport.abort)
+
+    def forget(self) -> None:
+        """In a forked child: give up our copy of the connection, and its greenlets, without a word."""
+        self.closing = True
+        self.transport.forget()
+        for greenlet in (self._reader, self.writer):
+            greenlet.kill(block=False)
 
     def finish(self) -> None:
         """The reader is done. Gives the writer a moment for the CLOSE frame, if there is one."""

@@ -62,8 +62,8 @@ def read_settings(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--port", default=environment("PORT", "5000"), type=port, help="port for browsers [PORT]")
     parser.add_argument(
         "--discovery",
-        default=environment("MESH_DISCOVERY"),
-        help="ws://host:port of the discovery service; without it this server is on its own [MESH_DISCOVERY]",
+        default=environment("MESH_DISCOVERY") or None,
+        help="ws://host:port of the discovery service; without it, those of one host find each other [MESH_DISCOVERY]",
     )
     parser.add_argument(
         "--ws-port",

@@ -22,8 +22,8 @@ def read_settings(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="worker.py", description="Work, and tell a room of the chat how it goes.")
     parser.add_argument(
         "--discovery",
-        default=os.environ.get("MESH_DISCOVERY", "ws://127.0.0.1:8000"),
-        help="ws://host:port of the discovery service [MESH_DISCOVERY]",
+        default=os.environ.get("MESH_DISCOVERY") or None,
+        help="ws://host:port of the discovery service; without it, the servers of this host are found [MESH_DISCOVERY]",
     )
     parser.add_argument("--room", default="lobby", help="the chat's room")
     parser.add_argument("--jobs", type=int, default=3, help="how many at a time, each in a thread")

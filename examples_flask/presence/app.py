@@ -52,8 +52,8 @@ def read_settings(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--port", default=environment("PORT", "5000"), type=port, help="port for browsers [PORT]")
     parser.add_argument(
         "--discovery",
-        default=environment("MESH_DISCOVERY"),
-        help="ws://host:port of the discovery service; without it this server is on its own [MESH_DISCOVERY]",
+        default=environment("MESH_DISCOVERY") or None,
+        help="ws://host:port of the discovery service; without it, those of one host find each other [MESH_DISCOVERY]",
     )
     parser.add_argument(
         "--ws-port",
@@ -75,7 +75,8 @@ def port(text: str) -> int:
 settings = read_settings(sys.argv[1:] if __name__ == "__main__" else [])
 
 app = Flask(__name__, root_path=str(HERE))
-mesh = GeventMeshManager(settings.discovery, ws_port=settings.ws_port)
+# A channel of its own: it does not mix with other applications that find each other on this host.
+mesh = GeventMeshManager(settings.discovery, ws_port=settings.ws_port, channel="presence")
 socketio = SocketIO(app, client_manager=mesh, async_mode="gevent", max_http_buffer_size=16 * 1024)
 presence = mesh.presence()
 

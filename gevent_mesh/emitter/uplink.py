@@ -164,6 +164,7 @@ class Uplink:
                 tokens=config.tokens,
                 address_for=lambda _host: "",
                 on_roster=self._take_roster,
+                serve=_leave_it_to_nodes if config.embedded_port else None,
             )
             for url in config.discovery
         ]
@@ -339,3 +340,10 @@ class Uplink:
 
     def status(self) -> dict[str, Any]:
         return {}
+
+
+def _leave_it_to_nodes() -> str:
+    """Why an emitter does not serve discovery."""
+    return (
+        "nodes of this host would serve there (see embedded_port); MESH_DISCOVERY names a discovery service elsewhere"
+    )

@@ -3,6 +3,8 @@
 Rules:
 
 - Losing discovery says nothing about peers: while the server is away, whoever listens keeps the last roster.
+- Where the nodes of a host serve discovery in turn, whoever is not connected tries that first (`serve`). There the loss
+  of a connection is no trouble yet, and is not told as one: somebody takes over.
 - Full-jitter backoff between tries, reset only by a roster: a server that lets us connect and then refuses us must not
   be tried without end at the fastest pace.
 - The server proves that it knows a token before its roster is believed. Our token is never sent, except to the Node
@@ -38,6 +40,10 @@ _log = logging.getLogger(__name__)
 
 #: From the connection to the roster, in seconds.
 _REGISTER_SECONDS = 10.0
+#: The first pause between two tries at most, and the longest, in seconds.
+_PAUSES = {"base_seconds": 0.5, "cap_seconds": 15.0}
+#: The same where this process may serve itself: nobody is asked who could be asked too often.
+_PAUSES_TO_SERVE = {"base_seconds": 0.1, "cap_seconds": 2.0}
 #: How long `stop` waits for the goodbye to leave.
 _GOODBYE_SECONDS = 1.0
 #: The same trouble is told again after this time, in seconds.
@@ -73,6 +79,8 @@ class DiscoveryClient:
             complete, and the uids that the server has just seen go, after every change. Runs in this client's greenlet
             and must not block.
         accept_nodejs: register with the Node package's server as well; it gets our newest token in clear.
+        serve: has this process serve at `url`, if nobody does, and returns why it does not, or "". Called in this
+            client's greenlet before each try to connect.
         rng: for the backoff.
 
     Attributes:
@@ -92,6 +100,7 @@ class DiscoveryClient:
         address_for: Callable[[str], str],
         on_roster: Callable[[str, dict[str, str], bool, tuple[str, ...]], None],
         accept_nodejs: bool = False,
+        serve: Callable[[], str] | None = None,
         rng: random.Random | None = None,
     ) -> None:
         self.url = url
@@ -106,7 +115,10 @@ class DiscoveryClient:
         self._accept_nodejs = accept_nodejs
         self._address_for = address_for
         self._on_roster = on_roster
-        self._backoff = Backoff(rng or random.Random(secrets.randbits(64)), base_seconds=0.5, cap_seconds=15.0)
+        self._serve = serve
+        self._why_not_we = ""
+        pauses = _PAUSES if serve is None else _PAUSES_TO_SERVE
+        self._backoff = Backoff(rng or random.Random(secrets.randbits(64)), **pauses)
         self._told: dict[str, float] = {}
         self._stopping = False
         self._connection: _Connection | None = None
@@ -154,7 +166,7 @@ class DiscoveryClient:
                 self._session()
             except MeshError as error:
                 if not self._stopping:
-                    self._tell(str(error).removeprefix(f"{self.url}: "))
+                    self._fail(str(error).removeprefix(f"{self.url}: "))
             except Exception as error:  # noqa: BLE001  # the top of a greenlet: a bug here must not end discovery
                 self.last_error = repr(error)
                 _log.exception("the client of discovery %s crashed; it goes on", self.url)
@@ -162,6 +174,8 @@ class DiscoveryClient:
 
     def _session(self) -> None:
         """One connection, from dialling to its end, which is always an exception."""
+        if self._serve is not None:
+            self._why_not_we = self._serve()
         transport = dial(self.url, require_mesh=not self._accept_nodejs)
         connection = self._connection = _Connection(transport)
         try:
@@ -229,14 +243,24 @@ class DiscoveryClient:
                 del servers[uid]
         if not self.connected:
             # After a trouble that was told, its end is told at the same level.
-            level = logging.WARNING if self.last_error else logging.INFO
+            level = logging.WARNING if self.last_error in self._told else logging.INFO
             self.connected = True
             self.last_error = None
+            self._why_not_we = ""
             self._backoff.reset()
             _log.log(level, "registered with discovery %s; it knows %d nodes", self.url, len(servers))
         removed = news.removed if isinstance(news, wire.Delta) else ()
         self._on_roster(self.url, dict(servers), news.complete, removed)
         self.roster_seen.set()
+
+    def _fail(self, trouble: str) -> None:
+        """A connection has ended, or could not be had."""
+        trouble = f"{trouble}; {self._why_not_we}" if self._why_not_we else trouble
+        if self._serve is not None and self.last_error is None:
+            self.last_error = trouble
+            _log.info("discovery %s: %s", self.url, trouble)
+        else:
+            self._tell(trouble)
 
     def _tell(self, trouble: str) -> None:
         """Log a trouble, unless it was told a short time ago."""

@@ -32,6 +32,7 @@ from geventwebsocket.handler import WebSocketHandler
 
 from ..errors import StartError
 from ..protocol.address import format_host_port, is_loopback, plain_host
+from .lines import LinesPerSecond
 from .transport import Transport
 
 __all__ = ["Listener", "StrangerLimits", "StrangerTicket", "Strangers", "WSGIApp"]
@@ -183,7 +184,7 @@ class Listener:
         self._on_websocket = on_websocket
         self._http_app = http_app or _not_found
         self._strangers = Strangers(limits)
-        self._lines = _LinesPerSecond()
+        self._lines = LinesPerSecond()
         self._server: _Server | None = None
 
     def start(self) -> None:
@@ -275,27 +276,10 @@ class Listener:
 
     def _tell(self, reason: str, host: str, detail: str = "") -> None:
         self.strangers_cut[reason] += 1
-        suppressed = self._lines.next(time.monotonic())
-        if suppressed is not None:
-            more = f" (and {suppressed} more since the last such line)" if suppressed else ""
+        more = self._lines.next(time.monotonic())
+        if more is not None:
             why = f"{reason}: {detail!r}" if detail else reason
             _log.warning("port %s: cut a connection from %s: %s%s", self.port, host, why, more)
-
-
-class _LinesPerSecond:
-    """Lets one line a second through and counts the others."""
-
-    def __init__(self) -> None:
-        self._next = float("-inf")
-        self._suppressed = 0
-
-    def next(self, now: float) -> int | None:
-        """The number of lines suppressed since the last one, or None when this one is to be suppressed."""
-        if now < self._next:
-            self._suppressed += 1
-            return None
-        suppressed, self._suppressed, self._next = self._suppressed, 0, now + 1.0
-        return suppressed
 
 
 class _Server(WSGIServer):  # type: ignore[misc]  # gevent ships no types

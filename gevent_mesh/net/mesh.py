@@ -97,6 +97,7 @@ class Mesh:
         owner: who is told what happens.
         logger: where to report.
         read_packet: reads encoded packets of clients for Node peers, who get plain values.
+        serve_discovery: has this process serve discovery, if nobody does (see `DiscoveryClient`).
     """
 
     def __init__(
@@ -108,6 +109,7 @@ class Mesh:
         owner: MeshOwner,
         logger: logging.Logger,
         read_packet: ReadPacket | None = None,
+        serve_discovery: Callable[[], str] | None = None,
     ) -> None:
         self.config = config
         self.uid = uid
@@ -124,6 +126,7 @@ class Mesh:
         )
         self._owner = owner
         self._logger = logger
+        self._serve_discovery = serve_discovery
         self._keys = Keys(config.tokens)
         self._told_not_for_nodejs = -math.inf
         self._translator: Translator | None = None
@@ -175,7 +178,9 @@ class Mesh:
                 tokens=self.config.tokens,
                 address_for=self._address_for,
                 on_roster=self._take_roster,
-                accept_nodejs=self._translator is not None,
+                # Nobody but nodes of ours serves embedded discovery: nobody else is to get the token.
+                accept_nodejs=self._translator is not None and self._serve_discovery is None,
+                serve=self._serve_discovery,
             )
             for url in self.config.discovery
         ]

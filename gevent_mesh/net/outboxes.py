@@ -57,6 +57,8 @@ class Counters:
     undecodable: int = 0
     before_roster_dropped: int = 0
     not_for_nodejs: int = 0
+    slow_clients: int = 0
+    refused_clients: int = 0
 
 
 class Outboxes:

@@ -2,8 +2,8 @@
 
 Rules:
 
-- One WebSocket message is one frame. Fragments, extensions and text are refused: no peer of ours needs them, and each
-  would be one more thing whose size has to be bounded.
+- Between nodes one WebSocket message is one frame. Fragments, extensions and text are refused: no peer of ours needs
+  them, and each would be one more thing whose size has to be bounded. Browsers send both: `MessageDecoder`.
 - A length is judged on the header, before a byte of the payload is kept: announcing 2^40 bytes costs the sender its
   connection and us nothing.
 - What is wrong raises `WebSocketError` and nothing else, and a decoder that raised once raises for good: behind a
@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 from ..errors import WebSocketError
 
-__all__ = ["FrameDecoder", "Opcode", "close_payload", "frame", "frame_header", "parse_close"]
+__all__ = ["FrameDecoder", "MessageDecoder", "Opcode", "close_payload", "frame", "frame_header", "parse_close"]
 
 
 class Opcode(IntEnum):
@@ -114,6 +114,7 @@ def parse_close(payload: bytes) -> tuple[int, str]:
 
 
 class _Header(NamedTuple):
+    is_final: bool
     opcode: int
     length: int
     key: bytes
@@ -172,15 +173,15 @@ class FrameDecoder:
             raise
 
     def _next_frame(self) -> tuple[int, bytes] | None:
-        if self._header is None:
-            self._header = self._take_header()
-            if self._header is None:
-                return None
-        opcode, length, key = self._header
-        if self.buffered_bytes < length:
+        found = self._take_frame()
+        return None if found is None else (found[0].opcode, found[1])
+
+    def _take_frame(self) -> tuple[_Header, bytes] | None:
+        header = self._header = self._header or self._take_header()
+        if header is None or self.buffered_bytes < header.length:
             return None
         self._header = None
-        return opcode, _unmask(self._take(length), key)
+        return header, _unmask(self._take(header.length), header.key)
 
     def _take_header(self) -> _Header | None:
         if self.buffered_bytes < 2:
@@ -193,12 +194,11 @@ class FrameDecoder:
         if self.buffered_bytes < 2 + length_bytes:
             return None
         length = self._length(short)
-        if length > self.max_payload_bytes:
-            raise WebSocketError(_TOO_BIG, f"a frame of {length} bytes, more than {self.max_payload_bytes}")
+        self._check_length(first & _OPCODE, length)
         if self.buffered_bytes < 2 + length_bytes + key_bytes:
             return None
         self._start += 2 + length_bytes
-        return _Header(first & _OPCODE, length, self._take(key_bytes))
+        return _Header(bool(first & _FIN), first & _OPCODE, length, self._take(key_bytes))
 
     def _check_first_bytes(self, first: int, second: int) -> None:
         opcode = first & _OPCODE
@@ -206,14 +206,21 @@ class FrameDecoder:
             raise WebSocketError(_PROTOCOL_ERROR, "reserved bits are set")
         if opcode not in _KNOWN:
             raise WebSocketError(_PROTOCOL_ERROR, f"unknown opcode {opcode}")
-        if not first & _FIN or opcode == Opcode.CONTINUATION:
-            raise WebSocketError(_PROTOCOL_ERROR, "fragments are not supported")
+        self._check_kind(bool(first & _FIN), opcode)
         if bool(second & _MASKED) is not self._require_mask:
             raise WebSocketError(_PROTOCOL_ERROR, "frame not masked" if self._require_mask else "frame masked")
-        if opcode == Opcode.TEXT:
-            raise WebSocketError(_UNSUPPORTED_DATA, "text frames are not supported")
         if opcode >= Opcode.CLOSE and second & _LENGTH > _MAX_CONTROL_BYTES:
             raise WebSocketError(_PROTOCOL_ERROR, "a control frame is too large")
+
+    def _check_kind(self, is_final: bool, opcode: int) -> None:
+        if not is_final or opcode == Opcode.CONTINUATION:
+            raise WebSocketError(_PROTOCOL_ERROR, "fragments are not supported")
+        if opcode == Opcode.TEXT:
+            raise WebSocketError(_UNSUPPORTED_DATA, "text frames are not supported")
+
+    def _check_length(self, _opcode: int, length: int) -> None:
+        if length > self.max_payload_bytes:
+            raise WebSocketError(_TOO_BIG, f"a frame of {length} bytes, more than {self.max_payload_bytes}")
 
     def _length(self, short: int) -> int:
         at = self._start + 2
@@ -235,6 +242,51 @@ class FrameDecoder:
 
 
 _KNOWN = frozenset(Opcode)
+
+
+class MessageDecoder(FrameDecoder):
+    """The same for a server whose clients are browsers: text is taken, and messages may come in fragments.
+
+    `next_frame` returns control frames, which may come between two fragments, and whole messages under the opcode that
+    they began with. Of a message in fragments no more is held than of one in a single frame.
+
+    Args:
+        max_message_bytes: a frame that would make its message larger is refused with 1009, on its header.
+    """
+
+    def __init__(self, *, max_message_bytes: int) -> None:
+        super().__init__(max_payload_bytes=max_message_bytes, require_mask=True)
+        self._begun: int | None = None
+        self._fragments = bytearray()
+
+    def _next_frame(self) -> tuple[int, bytes] | None:
+        while (found := self._take_frame()) is not None:
+            header, payload = found
+            if header.opcode >= Opcode.CLOSE or (header.is_final and self._begun is None):
+                return header.opcode, payload
+            self._begun = header.opcode if self._begun is None else self._begun
+            self._fragments += payload
+            if header.is_final:
+                return self._finished(self._begun)
+        return None
+
+    def _finished(self, opcode: int) -> tuple[int, bytes]:
+        message = bytes(self._fragments)
+        self._begun, self._fragments = None, bytearray()
+        return opcode, message
+
+    def _check_kind(self, is_final: bool, opcode: int) -> None:
+        if opcode >= Opcode.CLOSE:
+            if not is_final:
+                raise WebSocketError(_PROTOCOL_ERROR, "a control frame in fragments")
+        elif (opcode == Opcode.CONTINUATION) is (self._begun is None):
+            what = "a fragment of nothing" if self._begun is None else "a new message inside of another"
+            raise WebSocketError(_PROTOCOL_ERROR, what)
+
+    def _check_length(self, opcode: int, length: int) -> None:
+        whole = length if opcode >= Opcode.CLOSE else length + len(self._fragments)
+        if whole > self.max_payload_bytes:
+            raise WebSocketError(_TOO_BIG, f"a message of {whole} bytes or more, the limit is {self.max_payload_bytes}")
 
 
 def _unmask(payload: bytes, key: bytes) -> bytes:

@@ -28,7 +28,7 @@ def nodes() -> Iterator[list[PaperNode]]:
 
 @pytest.fixture
 def alone() -> Iterator[PaperNode]:
-    node = PaperNode(GeventMeshManager())
+    node = PaperNode(GeventMeshManager([]))
     yield node
     node.manager.stop(0)
 
@@ -217,7 +217,7 @@ class TestTheEnd:
 
     def test_what_was_asked_without_a_mesh_is_freed(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(mesh_module, "SWEEP_SECONDS", 0.05)
-        node = PaperNode(GeventMeshManager(callback_timeout=0.1))
+        node = PaperNode(GeventMeshManager([], callback_timeout=0.1))
         node.connects("e")
         node.manager.stop(0)
         for _ in range(5):
@@ -229,7 +229,7 @@ class TestTheEnd:
         assert len(node.manager._requests) == len(node.manager._acknowledgements._asked) == 1
 
     def test_asking_many_own_clients_ends_with_its_time(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        node = PaperNode(GeventMeshManager())
+        node = PaperNode(GeventMeshManager([]))
         for n in range(200):
             node.connects(f"e{n}")
         deliver = node.manager._clients.fanout.deliver_to
@@ -619,7 +619,7 @@ class TestCallbacks:
 
     def test_own_clients_that_never_answer_are_given_up(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(mesh_module, "SWEEP_SECONDS", 0.05)
-        node = PaperNode(GeventMeshManager(callback_timeout=0.2))
+        node = PaperNode(GeventMeshManager([], callback_timeout=0.2))
         sid = node.connects("e")
         node.server.emit("ask", 1, callback=print)
         assert len(node.manager.callbacks[sid]) == 2

@@ -138,6 +138,7 @@ class Control:
             "outbox": {peer.uid: peer.session.outbox_bytes for peer in mesh.table},
             "strangers": dict(mesh._listener.strangers_cut) if mesh._listener else {},
             "discovery": [client.connected for client in mesh._discovery],
+            "serves_discovery": self._manager._node.embedded is not None and self._manager._node.embedded.is_serving,
             "requests": len(self._manager._requests),
             "sent": self._sent,
             "traffic": self._traffic is not None and not self._traffic.dead,
@@ -379,13 +380,12 @@ def _plain(result: Any) -> Any:
 
 def build(options: dict[str, Any]) -> tuple[Any, GeventMeshManager, Control]:
     """The server of one node, not started."""
-    server_options = dict(options.get("server", {}))
+    server_options = {"max_http_buffer_size": 8 * 1024 * 1024, **options.get("server", {})}
     if server_options.get("json") == "own":
         server_options["json"] = OwnJson
     manager = GeventMeshManager(options["discovery"], **{"ws_port": 0, **options.get("manager", {})})
     sio = socketio.Server(
-        async_mode="gevent", client_manager=manager, max_http_buffer_size=8 * 1024 * 1024,
-        namespaces=["/", "/other", "/lobby", "/more"], **server_options,
+        async_mode="gevent", client_manager=manager, namespaces=["/", "/other", "/lobby", "/more"], **server_options,
     )  # fmt: skip
     control = Control(sio, manager)
 

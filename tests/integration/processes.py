@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 
 from gevent_mesh.protocol.address import parse_address
 from tests.integration.node import dumps, loads
+from tests.ports import reserved_port
 from tests.support import eventually
 
 __all__ = [
@@ -228,9 +229,15 @@ _P = TypeVar("_P", bound=Process)
 
 
 class Fleet:
-    """Starts processes, and ends all of them."""
+    """Starts processes, and ends all of them.
 
-    def __init__(self, folder: Path) -> None:
+    Args:
+        folder: for their logs.
+        embedded_port: where those find each other that are not told of a discovery service.
+    """
+
+    def __init__(self, folder: Path, embedded_port: int) -> None:
+        self.embedded_port = embedded_port
         self._folder = folder
         self._processes: list[Process] = []
 
@@ -267,7 +274,7 @@ class Fleet:
 
         Args:
             count: how many.
-            discovery: where they register.
+            discovery: where they register; None for the discovery that they serve themselves.
             proxy: what their addresses lead through.
             server: options of their `socketio.Server`.
             url: where they find discovery, if not at its own address.
@@ -330,6 +337,7 @@ class Fleet:
         ]
 
     def _add(self, kind: type[_P], name: str, command: Sequence[str], variables: dict[str, str]) -> _P:
+        variables = {"MESH_EMBEDDED_PORT": str(self.embedded_port), **variables}
         process = kind(name, command, self._folder / f"{len(self._processes)}-{name}.log", variables)
         self._processes.append(process)
         return process
@@ -346,8 +354,8 @@ def running_fleets() -> list[Fleet]:
 @contextlib.contextmanager
 def fleet() -> Iterator[Fleet]:
     """A fleet that ends with the block."""
-    with tempfile.TemporaryDirectory(prefix="gevent-mesh-test-") as folder:
-        started = Fleet(Path(folder))
+    with tempfile.TemporaryDirectory(prefix="gevent-mesh-test-") as folder, reserved_port() as port:
+        started = Fleet(Path(folder), port)
         _running.append(started)
         try:
             yield started

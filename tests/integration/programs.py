@@ -12,6 +12,8 @@ from contextlib import contextmanager
 
 import psutil
 
+from tests.ports import reserved_port
+
 __all__ = ["Program", "gone", "running", "until"]
 
 SECONDS = 30.0
@@ -81,11 +83,13 @@ class Program:
 @contextmanager
 def running(command: Sequence[str], **variables: str) -> Iterator[Program]:
     """A `Program` that is ended on the way out."""
-    program = Program(command, **variables)
-    try:
-        yield program
-    finally:
-        program.end()
+    with reserved_port() as port:
+        # Those that are told of no discovery service would find others that run here by chance.
+        program = Program(command, **{"MESH_EMBEDDED_PORT": str(port), **variables})
+        try:
+            yield program
+        finally:
+            program.end()
 
 
 def gone(processes: Iterable[psutil.Process]) -> bool:

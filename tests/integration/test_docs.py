@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import socket
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from urllib.request import Request, urlopen
 import pytest
 from socketio.exceptions import ConnectionError
 
+from tests.browser import connect
 from tests.integration.clients import Client
 from tests.integration.nodejs_peer import NodejsPeer
 from tests.integration.page import python_of
@@ -21,8 +23,8 @@ from tests.support import eventually
 
 pytestmark = pytest.mark.integration
 
-RUN = {"README.md", "docs/cluster.md", "docs/emitters.md", "docs/nodejs.md", "docs/presence.md"}
-"""The pages with Python: each is run by a test of this module."""
+RUN = {"README.md", "docs/clients.md", "docs/cluster.md", "docs/emitters.md", "docs/nodejs.md", "docs/presence.md"}
+"""The pages with Python: each is run by a test of this module, README.md by `test_gunicorn`."""
 
 
 def test_every_page_with_python_is_run_by_a_test() -> None:
@@ -61,12 +63,18 @@ def vote(event: str, *arguments: Any) -> Any:
     return f"yes to {arguments[0]}" if event == "vote" else None
 
 
-@pytest.mark.parametrize("pages", ["README.md"], indirect=True)
-def test_the_readme(pages: list[Page], clients: list[Client]) -> None:
-    clients += [Client(page.url) for page in pages]
-    clients[0].io.emit("message", "hello")
-    for client in clients:
-        assert client.wait_for("message") == [("hello",)]
+@pytest.mark.parametrize("pages", ["docs/clients.md"], indirect=True)
+def test_limits_of_clients(pages: list[Page]) -> None:
+    page, _ = pages
+    with connect(page.http_port, socket) as slow, connect(page.http_port, socket) as large:
+        slow.open()
+        page.do("[socketio.emit('news', 'x' * 10_000) for _ in range(2000)] and None")
+        eventually(lambda: ask(page, "/cut") == {"slow": 1, "refused": 0})
+        assert page.do("reasons") in (["slow consumer"], [None])
+        large.open()
+        large.send("4" + "x" * 100_000)
+        assert large.close_code() == 1009
+        eventually(lambda: ask(page, "/cut") == {"slow": 1, "refused": 1})
 
 
 @pytest.mark.parametrize("pages", ["docs/cluster.md"], indirect=True)

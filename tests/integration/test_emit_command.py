@@ -181,7 +181,7 @@ def test_a_line_that_is_no_json_ends_it_and_what_came_before_is_delivered(shell:
         ("EMIT", "Missing argument 'EVENT'"),
         ("EMIT event --discovery http://here", "it should look like ws://"),
         ("EMIT event --timeout 0", "--timeout"),
-        ("MESH_DISCOVERY= EMIT event", "say where discovery is"),
+        ("EMIT event --discovery ''", "needs a discovery_service_address"),
         ("MESH_AUTH_TOKEN=short EMIT event", "16 characters"),
     ],
 )

@@ -6,16 +6,23 @@ import json
 import os
 import re
 import signal
+import socket
 import sys
 import time
 import urllib.request
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 
+from gevent_mesh.protocol.websocket import Opcode
+from tests.browser import connect, frame_start
 from tests.integration.clients import Client
-from tests.integration.processes import Discovery, Fleet, Process
+from tests.integration.page import python_of
+from tests.integration.processes import ROOT, Discovery, Fleet, Process
 from tests.integration.programs import gone
 from tests.support import eventually
 
@@ -54,14 +61,16 @@ class Server:
         return ready
 
 
-def gunicorn(ships: Fleet, discovery: Discovery, *options: str, name: str = "gunicorn") -> Server:
+def gunicorn(
+    ships: Fleet, discovery: Discovery | None, *options: str, name: str = "gunicorn", app: str = f"{APP}:app"
+) -> Server:
     command = [
         sys.executable, "-m", "gunicorn", "-k", WORKER, "-b", "127.0.0.1:0", "--no-control-socket",
-        "--graceful-timeout", str(GRACEFUL_SECONDS), *options, f"{APP}:app",
+        "--graceful-timeout", str(GRACEFUL_SECONDS), *options, app,
     ]  # fmt: skip
     if not _knows_control_socket():
         command.remove("--no-control-socket")
-    variables = {"MESH_DISCOVERY": discovery.url, "MESH_PORT": "0"}
+    variables = {"MESH_DISCOVERY": discovery.url, "MESH_PORT": "0"} if discovery else {}
     return Server(ships.program(name, command, **variables), r"Listening at: http://127\.0\.0\.1:(\d+)")
 
 
@@ -74,12 +83,18 @@ def _knows_control_socket() -> bool:
 def on_every_worker(server: Server, pids: set[int], clients: list[Client]) -> dict[int, Client]:
     """Connect until each of these processes has a client: whoever accepts first gets it."""
     found: dict[int, Client] = {}
-    for _ in range(60):
+
+    def connect(_number: int) -> None:
         client = Client(server.url)
         clients.append(client)
         found.setdefault(client.call("where"), client)
-        if found.keys() >= pids:
-            return found
+
+    with ThreadPoolExecutor(8) as at_once:
+        # Several at a time: one after the other, the same process could be the first each time.
+        for _ in range(8):
+            list(at_once.map(connect, range(8)))
+            if found.keys() >= pids:
+                return found
     raise AssertionError(f"clients reached {found.keys()} of {pids}")
 
 
@@ -142,6 +157,67 @@ def test_workers_of_one_instance_form_a_mesh(ships: Fleet, clients: list[Client]
     processes = [psutil.Process(pid) for pid in after]
     assert ends(server, GRACEFUL_SECONDS + 5) < GRACEFUL_SECONDS + 4
     eventually(lambda: gone(processes))
+
+
+def test_our_worker_serves_the_same_and_refuses_what_is_too_large(ships: Fleet, clients: list[Client]) -> None:
+    server = gunicorn(ships, ships.discovery(), "-k", "gevent_mesh.gunicorn.GeventMeshWorker")
+    clients.append(Client(server.url))
+    server.get("/emit/event/0/20")
+    assert clients[0].wait_for("event", count=20) == [(number,) for number in range(20)]
+    with connect(int(server.url.rsplit(":")[-1]), socket) as browser:
+        browser.open()
+        browser.sock.sendall(frame_start(Opcode.TEXT, 1 << 30))
+        assert browser.close_code() == 1009
+    assert "At most 1000 connections" in server.process.output
+    assert ends(server, GRACEFUL_SECONDS + 5) < GRACEFUL_SECONDS + 4
+    assert "Traceback" not in server.process.output
+
+
+def test_the_readme(ships: Fleet, clients: list[Client], tmp_path: Path) -> None:
+    """Its application under its command: four workers, and nothing else."""
+    readme = ROOT / "README.md"
+    (worker,) = re.findall(r"^gunicorn -k (\S+) -w 4 -b [\d.:]+ app:app$", readme.read_text("utf-8"), re.MULTILINE)
+    (tmp_path / "app.py").write_text(python_of(readme), "utf-8")
+    server = gunicorn(ships, None, "-k", worker, "-w", "4", "--chdir", str(tmp_path), app="app:app")
+    eventually(lambda: server.process.output.count("link up") == 4 * 3, 20)
+    clients += [Client(server.url) for _ in range(8)]
+    clients[0].io.emit("message", "hello")
+    for client in clients:
+        assert client.wait_for("message") == [("hello",)]
+
+
+def test_workers_find_each_other_with_nothing_else_running(ships: Fleet, clients: list[Client]) -> None:
+    server = gunicorn(ships, None, "-w", "4", "--preload")
+    workers = server.workers(4, peers=3)
+    found = on_every_worker(server, set(workers), clients)
+
+    victim = listens_on(ships.embedded_port, workers)
+    assert victim is not None
+    os.kill(victim, signal.SIGKILL)
+    killed = time.monotonic()
+    eventually(lambda: listens_on(ships.embedded_port, children(server) - {victim}), 3)
+    print(f"\n    another worker serves discovery {time.monotonic() - killed:.2f} s after the first one was killed")
+    # gunicorn has started another one in its place, and that has found them.
+    after = server.workers(4, peers=3)
+    assert workers.items() - after.items() == {(victim, workers[victim])}
+    server.get("/emit/event/0/50")
+    for pid, client in found.items():
+        if pid != victim:
+            assert client.wait_for("event", count=50) == [(number,) for number in range(50)]
+    assert ends(server, GRACEFUL_SECONDS + 5) < GRACEFUL_SECONDS + 4
+
+
+def children(server: Server) -> set[int]:
+    return {child.pid for child in psutil.Process(server.process.pid).children()}
+
+
+def listens_on(port: int, pids: Iterable[int]) -> int | None:
+    """Which of these processes listens there."""
+    for pid in pids:
+        for connection in psutil.Process(pid).net_connections("tcp"):
+            if connection.status == psutil.CONN_LISTEN and connection.laddr.port == port:
+                return pid
+    return None
 
 
 def test_socketio_run_and_an_http_route_that_emits_at_once(ships: Fleet, clients: list[Client]) -> None:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from gevent_mesh.errors import WebSocketError
 from gevent_mesh.protocol.websocket import (
     FrameDecoder,
+    MessageDecoder,
     Opcode,
     close_payload,
     frame,
@@ -273,3 +274,82 @@ class TestCost:
         small = min(seconds(1000) for _ in range(3))
         large = min(seconds(16_000) for _ in range(2))
         assert large < small * 16 * 4
+
+
+def fragment(opcode: int, payload: bytes, *, final: bool = False) -> bytes:
+    whole = masked(opcode, payload, b"\x01\xfe\x80\x33")
+    return whole if final else bytes([whole[0] & 0x7F]) + whole[1:]
+
+
+def messages_of(stream: bytes, *, max_message_bytes: int = 1 << 20) -> list[tuple[int, bytes]]:
+    decoder = MessageDecoder(max_message_bytes=max_message_bytes)
+    decoder.feed(stream)
+    return drain(decoder)
+
+
+def message_error(stream: bytes, max_message_bytes: int = 1 << 20) -> WebSocketError:
+    with pytest.raises(WebSocketError) as caught:
+        messages_of(stream, max_message_bytes=max_message_bytes)
+    return caught.value
+
+
+class TestMessages:
+    @given(
+        st.lists(
+            st.tuples(st.sampled_from([Opcode.TEXT, Opcode.BINARY]), st.lists(st.binary(max_size=300), min_size=1))
+        )
+    )
+    def test_fragments_become_the_message_that_they_are_of(self, messages: list[tuple[Opcode, list[bytes]]]) -> None:
+        stream = b""
+        for opcode, (first, *others) in messages:
+            pieces = [fragment(opcode, first, final=not others)]
+            pieces += [fragment(Opcode.CONTINUATION, other, final=False) for other in others[:-1]]
+            pieces += [fragment(Opcode.CONTINUATION, other, final=True) for other in others[-1:]]
+            stream += b"".join(pieces)
+        assert messages_of(stream) == [(int(opcode), b"".join(pieces)) for opcode, pieces in messages]
+
+    def test_control_frames_come_between_fragments(self) -> None:
+        stream = fragment(Opcode.TEXT, b"a") + fragment(Opcode.PING, b"!", final=True)
+        stream += fragment(Opcode.CONTINUATION, b"b", final=True)
+        assert messages_of(stream) == [(Opcode.PING, b"!"), (Opcode.TEXT, b"ab")]
+
+    def test_size_is_judged_on_the_header_of_the_frame_that_makes_it_too_large(self) -> None:
+        announced = fragment(Opcode.BINARY, b"")[:1] + bytes.fromhex("ff0000000040000000")
+        assert message_error(announced).code == 1009
+        two = fragment(Opcode.TEXT, b"a" * 600)
+        more = fragment(Opcode.CONTINUATION, b"b" * 401)
+        assert message_error(two + more[:4], 1000).code == 1009
+        assert messages_of(two + fragment(Opcode.CONTINUATION, b"b" * 400, final=True), max_message_bytes=1000)
+
+    def test_fragments_without_end_hold_no_more_than_a_message(self) -> None:
+        decoder = MessageDecoder(max_message_bytes=1000)
+        decoder.feed(fragment(Opcode.TEXT, b"") + fragment(Opcode.CONTINUATION, b"") * 10_000)
+        assert decoder.next_frame() is None
+        for _ in range(8):
+            decoder.feed(fragment(Opcode.CONTINUATION, b"x" * 120))
+            assert decoder.next_frame() is None
+        decoder.feed(fragment(Opcode.CONTINUATION, b"x" * 120))
+        with pytest.raises(WebSocketError) as caught:
+            decoder.next_frame()
+        assert caught.value.code == 1009
+
+    @pytest.mark.parametrize(
+        "stream",
+        [
+            fragment(Opcode.CONTINUATION, b"of nothing", final=True),
+            fragment(Opcode.TEXT, b"a") + fragment(Opcode.BINARY, b"b"),
+            fragment(Opcode.TEXT, b"a") + fragment(Opcode.TEXT, b"b", final=True),
+            fragment(Opcode.PING, b"a"),
+            frame(Opcode.TEXT, b"not masked", mask=False),
+            b"\xc1\x80\x00\x00\x00\x00",
+            b"\x83\x80\x00\x00\x00\x00",
+        ],
+    )
+    def test_what_breaks_the_rules_is_refused(self, stream: bytes) -> None:
+        assert message_error(stream).code == 1002
+
+    @given(st.binary(max_size=200), st.data())
+    def test_nothing_but_websocket_errors_comes_out_of_garbage(self, garbage: bytes, data: st.DataObject) -> None:
+        decoder = MessageDecoder(max_message_bytes=data.draw(st.integers(0, 300)))
+        decoder.feed(garbage)
+        drain_or_error(decoder)
