@@ -2,11 +2,14 @@
 #
 #   make demo [ARGS="--nodes 4 --port 5000 | --check"]    make test [ARGS="-k session -x"]
 #   make bench [ARGS="--quick"]                           make nemesis [ARGS="-k resets"]
+#   make fuzz [SECONDS=60] [ARGS="batch link"]
 #   PYTHON=python3.13 VENV=.venv-3.13 make test
 
 PYTHON ?= python3
 VENV ?= .venv
 ARGS ?=
+MINUTES ?= 30
+SECONDS ?= 60
 
 BIN := $(VENV)/bin
 VENDOR := examples_flask/chat/static/vendor
@@ -15,7 +18,7 @@ SOURCES := gevent_mesh discovery examples_flask benchmarks tests noxfile.py
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PRECIOUS: $(VENV)/.installed-%
-.PHONY: help demo test nemesis check lint types format bench vendor clean
+.PHONY: help demo test nemesis soak fuzz check lint types format bench vendor clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile | expand -t 16
@@ -28,6 +31,12 @@ test: $(VENV)/.installed-test  ## the whole suite
 
 nemesis: $(VENV)/.installed-test  ## every fault at full size (half an hour); ARGS="-k sigstop" for one row
 	MESH_FULL=1 MESH_RESULTS=$${MESH_RESULTS:-nemesis.json} $(BIN)/python -m pytest -v tests/nemesis $(ARGS)
+
+fuzz: $(VENV)/.installed-fuzz  ## look for bytes of the network that break something; SECONDS=600 for longer
+	$(BIN)/python -m tests.fuzz --seconds $(SECONDS) $(ARGS)
+
+soak: $(VENV)/.installed-test  ## random faults and churn for MINUTES=30: nothing may pile up
+	MESH_FULL=1 MESH_SOAK_MINUTES=$(MINUTES) $(BIN)/python -m pytest -v -s tests/nemesis/test_soak.py $(ARGS)
 
 check: lint types test  ## all that CI asks for
 

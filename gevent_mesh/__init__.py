@@ -7,6 +7,7 @@ The map, from the outside in; imports point downwards only::
     emitter/        the same for a process that serves no clients; relay.py, asking.py: what a node does for it
     cluster/        questions to all nodes and their answers
     presence.py     who is online, on all nodes
+    health.py       whether this node hears the others
     commands.py     what other nodes have our clients do
     clients.py      this node's own clients
     fanout.py       delivery to them
@@ -15,6 +16,7 @@ The map, from the outside in; imports point downwards only::
     routing.py      which peers need a message
     startup.py      joins when the process begins to serve; forks
     net/            greenlets and sockets: mesh, link, listener, dialer, client of discovery
+    tls.py          certificates, and whom they are for
     protocol/       the rules, without input or output
     errors.py       everything that is raised on purpose
 
@@ -44,6 +46,7 @@ from .errors import (
     PayloadTooLarge,
     StartError,
 )
+from .health import Health, HealthApp
 from .manager import GeventMeshManager
 from .net.mesh import PeerInfo
 from .presence import Presence, PresentClient, PresentUser
@@ -55,6 +58,8 @@ __all__ = [
     "EmitterError",
     "GeventMeshManager",
     "Handshake",
+    "Health",
+    "HealthApp",
     "MeshError",
     "NodeAnswers",
     "Outcome",

@@ -72,7 +72,7 @@ def demo(context: click.Context, nodes: int, port: int | None, check: bool) -> N
 @click.option(
     "--discovery",
     metavar="URL",
-    help="The discovery service, ws://HOST:PORT.  [default: MESH_DISCOVERY, else the servers of this host]",
+    help="The discovery service, ws(s)://HOST:PORT.  [default: MESH_DISCOVERY, else the servers of this host]",
 )
 @click.option("--channel", default="socketio", show_default=True, help="The servers' channel.")
 @click.option(
@@ -89,7 +89,8 @@ def emit(context: click.Context, /, event: str, arguments: tuple[str, ...], **op
 
     Each JSON is one argument of the event. - reads the standard input, and emits one event for each line of it.
 
-    The servers' secret, if they have one, is taken from MESH_AUTH_TOKEN.
+    The servers' secret, if they have one, is taken from MESH_AUTH_TOKEN, and the files for TLS from MESH_TLS_CERT,
+    MESH_TLS_KEY and MESH_TLS_CA.
     """
     from . import ConfigError
     from .shell import emit as run

@@ -49,8 +49,8 @@ class Clients:
 
     # ------------------------------------------------------------------ what python-socketio does (see the manager)
 
-    def watch(self, server: Any) -> None:
-        """See clients of this server come and go.
+    def watch(self, server: Any, is_closed: Callable[[], bool]) -> None:
+        """See clients of this server come and go; refuse them while it is closed.
 
         What they send as `auth` is remembered; python-socketio only passes it to the application. And a client whose
         connect or disconnect handler has failed does not stay in the tables, as it would: it is not there.
@@ -75,8 +75,13 @@ class Clients:
                 for namespace in list(self._manager.rooms):
                     self._drop(eio_sid, namespace)
 
+        def handle_eio_connect(eio_sid: str, environ: dict[str, Any]) -> Any:
+            # Refused by HTTP, so that a client tries again elsewhere: CONNECT_ERROR would tell it not to.
+            return False if is_closed() else server._handle_eio_connect(eio_sid, environ)
+
         server._handle_connect = handle_connect
         server._handle_eio_disconnect = handle_disconnect
+        server.eio.on("connect", handle_eio_connect)
         server.eio.on("disconnect", handle_disconnect)
 
     def _drop(self, eio_sid: str, namespace: str) -> None:
@@ -145,6 +150,13 @@ class Clients:
     def count(self) -> int:
         """Connections of clients, whatever their namespaces."""
         return len(self._manager.server.eio.sockets) if self.is_served else 0
+
+    def connections(self) -> list[Any]:
+        """The Engine.IO sockets of all clients that are not on their way out already."""
+        if not self.is_served:
+            return []
+        sockets = list(self._manager.server.eio.sockets.values())
+        return [socket for socket in sockets if not (socket.closing or socket.closed)]
 
     def serves(self, namespace: str) -> bool:
         """Whether a namespace is served here."""
@@ -273,6 +285,13 @@ class Clients:
             if gevent.getcurrent() is not gevent.get_hub():
                 gevent.sleep(0)
         return count
+
+    def end_connection(self, connection: Any) -> None:
+        """End one of `connections`, behind what waits for the client: to it the transport closes, and it will be back.
+
+        Returns when the disconnect handlers have.
+        """
+        connection.close(wait=False, abort=True, reason=self._manager.server.eio.reason.SERVER_DISCONNECT)
 
 
 _NOTHING = msgpack.packb(None)

@@ -9,9 +9,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from functools import partial
+from time import monotonic
 
 from .clients import Clients
 from .cluster.acknowledgements import Acknowledgements
+from .net.lines import LinesPerSecond
 from .node import Node
 from .packets import Packets
 from .protocol import messages
@@ -47,6 +49,7 @@ class Commands(Service):
         self._packets = packets
         self._acknowledgements = acknowledgements
         self._logger = logger
+        self._lines = LinesPerSecond()
 
     @property
     def handlers(self) -> Mapping[MessageType, Handler]:
@@ -70,7 +73,7 @@ class Commands(Service):
             try:
                 return self._clients.enter(sids, message.nsp, message.data["rooms"])
             except ValueError as exc:
-                self._logger.warning("%s asked to put clients into %r: %s", peer.uid, message.data["rooms"], exc)
+                self._warn("%s asked to put clients into rooms that they cannot enter: %s", peer.uid, exc)
                 return 0
 
         self._carry_out(peer, message, enter)
@@ -79,8 +82,12 @@ class Commands(Service):
         rooms = message.data["rooms"]
         for sid in (room for room in rooms if self._clients.is_ours(room, message.nsp)):
             # It would not be reached by its sid any more. Its own node would have raised.
-            self._logger.warning("%s asked to close the room of client %s itself", peer.uid, sid)
+            self._warn("%s asked to close the room of client %s itself", peer.uid, sid)
         self._carry_out(peer, message, lambda sids: self._clients.leave(sids, message.nsp, rooms))
+
+    def _warn(self, text: str, *arguments: object) -> None:
+        if self._lines.next(monotonic()) is not None:
+            self._logger.warning(text, *arguments)
 
     def _on_disconnect(self, peer: Peer, message: ClusterMessage) -> None:
         close = message.data.get("close", False)

@@ -1,8 +1,8 @@
 """The options of a node, checked in one place.
 
 Options that are left out come from the environment where they differ from deployment to deployment (`MESH_DISCOVERY`,
-`MESH_PORT`, `MESH_ADDRESS`, `MESH_AUTH_TOKEN`, `MESH_EMBEDDED_PORT`), else from the defaults here. Whatever cannot work
-is refused when the manager is made, with a text that says what to change.
+`MESH_PORT`, `MESH_ADDRESS`, `MESH_AUTH_TOKEN`, `MESH_TLS_*`, `MESH_EMBEDDED_PORT`), else from the defaults here.
+Whatever cannot work is refused when the manager is made, with a text that says what to change.
 """
 
 from __future__ import annotations
@@ -10,12 +10,14 @@ from __future__ import annotations
 import os
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 from .errors import ConfigError
 from .protocol.address import parse_address
 from .protocol.frames import MAX_ADDRESS_CHARS
 from .protocol.tokens import check_bind, check_tokens, default_host
+from .tls import NO_TLS, Tls
 
 __all__ = ["MeshConfig"]
 
@@ -42,9 +44,14 @@ class MeshConfig:
         channel: nodes of different channels do not link, even through the same discovery.
         write_only: this process publishes and asks, and serves no clients.
         callback_timeout: seconds after which a callback that some clients never answered is freed.
+        drain_rate: clients that are disconnected in a second when the node leaves. Higher leaves sooner, and more of
+            them come to the other nodes at once.
+        drain_timeout: seconds after which they all are, whatever their number.
         node_interop: link to Node.js servers as well. They are sent the token in clear, and promise less.
+        tls: with what it listens and dials where that is encrypted.
         client_queue_bytes: how much may wait for one client; None for any amount.
         bounded_reader: refuse what clients send before it is read, when it is too large.
+        direct_writes: write events to clients' sockets where nothing is before them in the queues.
     """
 
     discovery: tuple[str, ...] = ()
@@ -60,9 +67,13 @@ class MeshConfig:
     channel: str = "socketio"
     write_only: bool = False
     callback_timeout: float = 60.0
+    drain_rate: float = 100.0
+    drain_timeout: float = 20.0
     node_interop: bool = False
+    tls: Tls = field(default=NO_TLS, compare=False)
     client_queue_bytes: int | None = 64 * 1024 * 1024
     bounded_reader: bool = True
+    direct_writes: bool = True
 
     @classmethod
     def from_options(
@@ -81,9 +92,15 @@ class MeshConfig:
         channel: str,
         write_only: bool,
         callback_timeout: float,
+        drain_rate: float = 100.0,
+        drain_timeout: float = 20.0,
         node_interop: bool = False,
+        ssl_context: Any = None,
+        client_ssl_context: Any = None,
+        tls_name: str | None = None,
         client_queue_bytes: int | None = 64 * 1024 * 1024,
         bounded_reader: bool = True,
+        direct_writes: bool = True,
         embedded_port: int | None = None,
         environ: Mapping[str, str] | None = None,
     ) -> MeshConfig:
@@ -107,22 +124,19 @@ class MeshConfig:
         if not write_only:
             check_bind("ws_host", host, tokens, allow_anonymous)
         _check_times(heartbeat_interval, heartbeat_timeout, resume_window, callback_timeout)
+        _check_drain(drain_rate, drain_timeout)
         if write_only and not discovery:
             raise ConfigError("write_only=True needs a discovery_service_address: there is no other way to find nodes")
         if write_only and node_interop:
             raise ConfigError("node_interop=True is for nodes: a write_only process reaches Node servers through them")
         if write_only and (ws_port is not None or server_address is not None):
             raise ConfigError("write_only=True does not listen: leave ws_port and server_address out")
+        tls = Tls.from_options(ssl_context, client_ssl_context, tls_name, environ, listens=not write_only)
         address = server_address if server_address is not None else environ.get("MESH_ADDRESS", "")
         if address:
-            _check_url("server_address", address)
-            if len(address) > MAX_ADDRESS_CHARS:
-                raise ConfigError(
-                    f"server_address has {len(address)} characters, and peers take at most {MAX_ADDRESS_CHARS}; "
-                    "use a shorter host name or an IP address"
-                )
-        if not isinstance(channel, str) or not 0 < len(channel) <= MAX_CHANNEL_CHARS:
-            raise ConfigError(f"channel must have 1 to {MAX_CHANNEL_CHARS} characters, not {channel!r}")
+            _check_own_address(address, tls)
+        if not isinstance(channel, str) or not 0 < len(channel) <= MAX_CHANNEL_CHARS or not channel.isprintable():
+            raise ConfigError(f"channel must have 1 to {MAX_CHANNEL_CHARS} printable characters, not {channel!r}")
         _check_number("buffered_amount_threshold", buffered_amount_threshold)
         if not MIN_THRESHOLD_BYTES <= buffered_amount_threshold <= MAX_THRESHOLD_BYTES:
             raise ConfigError(
@@ -144,9 +158,13 @@ class MeshConfig:
             channel=channel,
             write_only=write_only,
             callback_timeout=callback_timeout,
+            drain_rate=drain_rate,
+            drain_timeout=drain_timeout,
             node_interop=node_interop,
+            tls=tls,
             client_queue_bytes=client_queue_bytes,
             bounded_reader=bounded_reader,
+            direct_writes=direct_writes,
         )
 
 
@@ -165,8 +183,20 @@ def _check_url(option: str, url: str) -> None:
         parse_address(url)
     except ValueError as exc:
         raise ConfigError(f"{option}={url!r}: {exc}; it should look like ws://10.0.0.1:8000") from None
-    if url.startswith("wss:"):
-        raise ConfigError(f"{option}={url!r}: wss:// is not supported yet; use ws:// inside a private network")
+
+
+def _check_own_address(address: str, tls: Tls) -> None:
+    _check_url("server_address", address)
+    if len(address) > MAX_ADDRESS_CHARS:
+        raise ConfigError(
+            f"server_address has {len(address)} characters, and peers take at most {MAX_ADDRESS_CHARS}; "
+            "use a shorter host name or an IP address"
+        )
+    if parse_address(address).secure != tls.listens:
+        listens = "listens with TLS" if tls.listens else "has no ssl_context (or MESH_TLS_CERT)"
+        raise ConfigError(
+            f"server_address={address!r}, and this node {listens}: write {'wss' if tls.listens else 'ws'}://"
+        )
 
 
 _PORT_VARIABLES = {"ws_port": "MESH_PORT", "embedded_port": "MESH_EMBEDDED_PORT"}
@@ -229,3 +259,12 @@ def _check_times(interval: float, timeout: float, window: float, callback_timeou
         raise ConfigError(f"resume_window must be 0 seconds or more, not {window}")
     if not callback_timeout > 0:
         raise ConfigError(f"callback_timeout must be more than 0 seconds, not {callback_timeout}")
+
+
+def _check_drain(rate: float, timeout: float) -> None:
+    _check_number("drain_rate", rate)
+    _check_number("drain_timeout", timeout)
+    if not rate > 0:
+        raise ConfigError(f"drain_rate must be more than 0 clients a second, not {rate}")
+    if not timeout >= 0:
+        raise ConfigError(f"drain_timeout must be 0 seconds or more, not {timeout}")

@@ -89,7 +89,7 @@ class _Connection:
         """An outlet, where all that goes to the client may pass it."""
         is_stock = getattr(self._handler, "__func__", None) is _STOCK_HANDLER
         # Its socket may have another way to write: that of TLS.
-        if is_stock and type(sock) is socket.socket and self._limits.is_monitored:
+        if is_stock and type(sock) is socket.socket and self._limits.allows_outlets:
             self._outlet = Outlet(self._session, sock)
         return self._outlet
 

@@ -15,6 +15,7 @@
         ├── MessageError                      a cluster message is malformed; the link goes on
         ├── HandshakeError                    refused us, or was refused; holds a `Refusal` code
         └── DialError                         could not be reached, or did not upgrade
+            └── ExhaustedError                not their fault: this process has no descriptor left
 
 Any other exception that leaves this package is a bug in it.
 """
@@ -25,6 +26,7 @@ __all__ = [
     "ConfigError",
     "DialError",
     "EmitterError",
+    "ExhaustedError",
     "FrameError",
     "HandshakeError",
     "MeshError",
@@ -125,3 +127,7 @@ class HandshakeError(RemoteError):
 
 class DialError(RemoteError):
     """The other side could not be reached or did not upgrade to WebSocket."""
+
+
+class ExhaustedError(DialError):
+    """This process has no descriptor for another connection. That says nothing about the other side."""

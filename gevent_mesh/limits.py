@@ -74,8 +74,9 @@ class ClientLimits:
         self.bounded_reader = config.bounded_reader
         #: Much waits for somebody.
         self.is_crowded = False
-        #: The server looks for clients that have gone.
-        self.is_monitored = False
+        #: Clients may be written to past their queues: the server looks itself for those that have gone.
+        self.allows_outlets = False
+        self._direct_writes = config.direct_writes
         self._counters = counters
         self._logger = logger
         self._lines = LinesPerSecond()
@@ -84,7 +85,7 @@ class ClientLimits:
     def watch(self, server: Any) -> None:
         """Limit what the clients of this server cost."""
         self._server = server
-        self.is_monitored = bool(server.eio.start_service_task)
+        self.allows_outlets = self._direct_writes and bool(server.eio.start_service_task)
         eio, connect = server.eio, server._handle_eio_connect
         # A copy: the original is shared by all servers of the process.
         eio._async = {**eio._async, "queue": partial(ClientQueue, self)}

@@ -12,6 +12,7 @@ Rules:
 from __future__ import annotations
 
 import logging
+import ssl
 from collections.abc import Callable, Hashable, Sequence
 from functools import partial
 from typing import Any
@@ -32,8 +33,10 @@ from .commands import Commands
 from .config import MeshConfig
 from .emitter import Emitter, EmitterQueries
 from .errors import ConfigError, PayloadNotEncodable
+from .health import Health, HealthService
+from .leaving import Leave
 from .limits import ClientLimits
-from .net.mesh import Mesh, PeerInfo
+from .net.mesh import FLUSH_SECONDS, Mesh, PeerInfo
 from .net.outboxes import Counters
 from .node import Node
 from .packets import Packets, arguments_of
@@ -87,12 +90,21 @@ class GeventMeshManager(ClusterApi, PubSubManager):  # type: ignore[misc]  # pyt
         logger: where to report; default: the logger ``gevent_mesh``.
         json: like python-socketio's own managers: the JSON module of a write-only manager.
         callback_timeout: seconds after which callbacks of clients on other nodes are freed.
+        drain_rate: how many clients are disconnected in a second when this node leaves.
+        drain_timeout: seconds after which all of them are, at a higher rate if need be.
         node_interop: form one mesh with Node.js servers that use ``socket.io-mesh-adapter`` 2.x. Their protocol sends
             the token in clear: only for a private network. See docs/nodejs.md.
+        ssl_context: listen with TLS. Default: made from the files that ``MESH_TLS_CERT``, ``MESH_TLS_KEY`` and
+            ``MESH_TLS_CA`` name, if they do. See docs/tls.md.
+        client_ssl_context: dial ``wss://`` with this. Default: made from the same files, else what the system trusts.
+        tls_name: the name that every node's certificate is for, instead of the host of its address. Default:
+            ``MESH_TLS_NAME``.
         client_queue_bytes: how much may wait for one client that does not keep up, 64 KiB or more; one packet beyond
             that, it is disconnected. None for any amount.
         bounded_reader: refuse WebSocket messages of clients that are larger than the server's `max_http_buffer_size`
             before they are read. False leaves reading to gevent-websocket. See docs/clients.md for both.
+        direct_writes: write events straight to the sockets of WebSocket clients where nothing waits before them. False
+            sends everything through python-engineio's queues, which costs three times as much.
         embedded_port: the port on 127.0.0.1 where the nodes of this host find each other when no discovery service is
             named. Default: ``MESH_EMBEDDED_PORT``, else one made of the user's id and the channel.
 
@@ -120,9 +132,15 @@ class GeventMeshManager(ClusterApi, PubSubManager):  # type: ignore[misc]  # pyt
         logger: logging.Logger | None = None,
         json: Any = None,
         callback_timeout: float = 60.0,
+        drain_rate: float = 100.0,
+        drain_timeout: float = 20.0,
         node_interop: bool = False,
+        ssl_context: ssl.SSLContext | None = None,
+        client_ssl_context: ssl.SSLContext | None = None,
+        tls_name: str | None = None,
         client_queue_bytes: int | None = 64 * 1024 * 1024,
         bounded_reader: bool = True,
+        direct_writes: bool = True,
         embedded_port: int | None = None,
     ) -> None:
         self.config = MeshConfig.from_options(
@@ -139,9 +157,15 @@ class GeventMeshManager(ClusterApi, PubSubManager):  # type: ignore[misc]  # pyt
             channel=channel,
             write_only=write_only,
             callback_timeout=callback_timeout,
+            drain_rate=drain_rate,
+            drain_timeout=drain_timeout,
             node_interop=node_interop,
+            ssl_context=ssl_context,
+            client_ssl_context=client_ssl_context,
+            tls_name=tls_name,
             client_queue_bytes=client_queue_bytes,
             bounded_reader=bounded_reader,
+            direct_writes=direct_writes,
             embedded_port=embedded_port,
         )
         super().__init__(channel=channel, write_only=write_only, logger=logger)
@@ -152,6 +176,7 @@ class GeventMeshManager(ClusterApi, PubSubManager):  # type: ignore[misc]  # pyt
         self._packets = Packets(None if json is None else type("Packet", (sio_packet.Packet,), {"json": json}))
         self._emitter = Emitter(self.config, self._mesh_logger) if write_only else None
         self._node = self._emitter or Node(self.config, self._mesh_logger, self._status)
+        self._leave: Leave | None = None
         self._clients = Clients(self)
         self._limits = ClientLimits(self.config, self._counters, self._mesh_logger)
         self._requests = Requests()
@@ -172,7 +197,8 @@ class GeventMeshManager(ClusterApi, PubSubManager):  # type: ignore[misc]  # pyt
         self._relay = Relay(node, self._requests, self._acknowledgements, logger)
         questions = (self._acknowledgements, self._queries, self._server_events)
         self._asking = Asking(node, self, self._server_events, packets, logger)
-        node.add(commands, *questions, self._presence, self._relay, self._asking)
+        self._health = HealthService(node, logger)
+        node.add(commands, *questions, self._presence, self._relay, self._asking, self._health)
 
     def _make_queries(self) -> Queries:
         emitter, clients, requests, logger = self._emitter, self._clients, self._requests, self._mesh_logger
@@ -197,10 +223,11 @@ class GeventMeshManager(ClusterApi, PubSubManager):  # type: ignore[misc]  # pyt
             raise ConfigError("this GeventMeshManager already serves another server; make one for each")
         super().set_server(server)
         self._packets = Packets(server.packet_class)
-        self._clients.watch(server)
+        connections.install(server, self._limits, self._clients.fanout.outlets, self._mesh_logger)
+        # Behind the limits, and so in front of them: whom a node that leaves refuses is no client to anybody.
+        self._clients.watch(server, is_closed=lambda: self._node.is_leaving)
         generate_id = server.eio.generate_id
         server.eio.generate_id = lambda: of_node(generate_id(), self.uid)
-        connections.install(server, self._limits, self._clients.fanout.outlets, self._mesh_logger)
         testclient.allow(GeventMeshManager)
 
     def initialize(self) -> None:
@@ -232,6 +259,9 @@ class GeventMeshManager(ClusterApi, PubSubManager):  # type: ignore[misc]  # pyt
     def forked(self) -> None:
         """The process is a fork: nothing that the parent opened belongs to it."""
         self._node.forked()
+        leave, self._leave = self._leave, None
+        if leave is not None:
+            leave.forget()
 
     def start(self) -> None:
         """Join the mesh. Does nothing if this node has joined already.
@@ -241,6 +271,8 @@ class GeventMeshManager(ClusterApi, PubSubManager):  # type: ignore[misc]  # pyt
         Raises:
             StartError: `ws_port` cannot be bound.
         """
+        if self._leave is not None:
+            self._leave.wait()
         if self._node.mesh is not None:
             return
         startup.watch(self)
@@ -255,9 +287,44 @@ class GeventMeshManager(ClusterApi, PubSubManager):  # type: ignore[misc]  # pyt
             return " and looks for others on this host: no discovery service is named"
         return "" if self.config.discovery else " and works alone: its discovery_service_address is empty"
 
-    def stop(self, timeout: float = 2.0) -> None:
-        """Leave the mesh, until `start` is called. What was emitted still goes out, for at most `timeout` seconds."""
-        self._node.stop(timeout)
+    def stop(self, timeout: float = FLUSH_SECONDS) -> None:
+        """Leave the mesh, until `start` is called; a node does so by itself when its server stops.
+
+        New clients are refused, those that are here are disconnected (`drain_rate`, `drain_timeout`) and will connect
+        elsewhere, what was emitted goes out, and the other nodes are told.
+
+        Args:
+            timeout: seconds that other nodes have to take what was emitted, once the clients are gone.
+        """
+        self._stop(timeout)
+
+    def _stop(self, timeout: float) -> bool:
+        self._node.is_stopped = True
+        leave = self._begin_leave(timeout)
+        if leave is None:
+            return self._node.stop(timeout)
+        leave.wait()
+        return leave.is_flushed
+
+    def _begin_leave(self, flush_seconds: float) -> Leave | None:
+        """Begin to leave, or tell what is on its way already; None for what has not joined, or has no clients."""
+        if self._leave is not None and not self._leave.is_over:
+            return self._leave
+        if self._node.mesh is None:
+            return None
+        self._leave = Leave(
+            self._node,
+            self._clients,
+            rate=self.config.drain_rate,
+            drain_seconds=self.config.drain_timeout,
+            flush_seconds=flush_seconds,
+            logger=self._mesh_logger,
+        )
+        return self._leave
+
+    def ending(self) -> Leave | None:
+        """The process does not serve any more: leave, as `stop` does. Another server in it brings this node back."""
+        return None if self.server is None else self._begin_leave(FLUSH_SECONDS)
 
     def flush(self, timeout: float = 10.0) -> bool:
         """Wait until every node that is there has what was emitted.
@@ -274,16 +341,12 @@ class GeventMeshManager(ClusterApi, PubSubManager):  # type: ignore[misc]  # pyt
         return mesh is None or mesh.outboxes.flush(timeout)
 
     def close(self, timeout: float = 10.0) -> bool:
-        """`flush`, then leave the mesh, until `start` is called.
+        """`stop`, and tell how it went.
 
         Returns:
             Whether every node that is there has what was emitted.
         """
-        if self._emitter is not None:
-            return self._emitter.close(timeout)
-        is_flushed = self.flush(timeout)
-        self.stop(0.0)
-        return is_flushed
+        return self._stop(timeout)
 
     def wait_for_peers(self, count: int, timeout: float | None = 10.0) -> bool:
         """Wait until links to at least `count` other nodes are up.
@@ -346,6 +409,17 @@ class GeventMeshManager(ClusterApi, PubSubManager):  # type: ignore[misc]  # pyt
             raise ConfigError("a write-only manager does not know who is online; ask a process that serves clients")
         return self._presence.of(namespace or "/")
 
+    def health(self) -> Health:
+        """Whether clients may be sent to this node, and whether its process must be started anew (see `HealthApp`).
+
+        A write-only manager is ready when it is linked to a node.
+        """
+        if self._emitter is None:
+            return self._health.health()
+        node = self._emitter.linked_to
+        reasons = () if node is not None else ("no node takes what is published",)
+        return Health(node is not None, True, reasons, links_expected=1, links_up=int(node is not None))
+
     def _counters(self) -> Counters | None:
         return None if self._node.mesh is None else self._node.mesh.counters
 
@@ -392,17 +466,10 @@ class GeventMeshManager(ClusterApi, PubSubManager):  # type: ignore[misc]  # pyt
             return
         encoded = self._packets.encode(event, arguments_of(data), selection.namespace)
         mesh = self._mesh_for(selection)
-        # Encoded before anybody gets it: it may turn out to be too large.
-        outgoing = [] if mesh is None else self._event_messages(mesh, selection, encoded)
-        if mesh is not None:
-            for peers, message in outgoing:
-                mesh.outboxes.keep_pace(peers, len(message))
-        # Who sees it may answer at once: nothing that is emitted then is to come before it, here or elsewhere.
-        with self._clients.fanout.turn():
-            if mesh is not None:
-                for peers, message in outgoing:
-                    mesh.outboxes.publish(peers, message, at_once=True)
+        if mesh is None:
             self._deliver(selection, encoded)
+        else:
+            self._publish_and_deliver(mesh, selection, encoded)
         self._limits.keep_pace()
 
     def can_disconnect(self, sid: str, namespace: str) -> bool:
@@ -490,6 +557,19 @@ class GeventMeshManager(ClusterApi, PubSubManager):  # type: ignore[misc]  # pyt
 
     # ------------------------------------------------------------------ outgoing
 
+    def _publish_and_deliver(self, mesh: Mesh, selection: Selection, encoded: list[str | bytes]) -> None:
+        # Encoded before anybody gets it: it may turn out to be too large.
+        outgoing = self._event_messages(mesh, selection, encoded)
+        for peers, message in outgoing:
+            mesh.outboxes.keep_pace(peers, len(message))
+        # Who sees it may answer at once: nothing that is emitted then is to come before it, here or elsewhere.
+        with self._clients.fanout.turn():
+            for peers, message in outgoing:
+                mesh.outboxes.publish(peers, message, at_once=True)
+            self._deliver(selection, encoded)
+        for peers, _ in outgoing:
+            mesh.outboxes.keep_pace(peers)
+
     def _deliver(self, selection: Selection, encoded: list[str | bytes]) -> None:
         self._clients.fanout.deliver(selection.namespace, selection.rooms, selection.exclude, encoded)
 
@@ -503,11 +583,20 @@ class GeventMeshManager(ClusterApi, PubSubManager):  # type: ignore[misc]  # pyt
         message = self._node.encode(MessageType.BROADCAST, selection.namespace, data)
         outgoing = [(same, message)]
         if others:
-            data = messages.broadcast(selection.opts, packet=self._packets.plain(encoded), request_id=request_id)
-            outgoing.append((others, self._node.encode(MessageType.BROADCAST, selection.namespace, data)))
+            outgoing.append((others, self._plain_message(selection, encoded, request_id) or message))
         if peers is None:
             mesh.outboxes.keep_for_newcomers(message)
         return outgoing
+
+    def _plain_message(self, selection: Selection, encoded: list[str | bytes], request_id: str | None) -> bytes | None:
+        """An event for nodes with another packet class; None if they have to read the packet of ours."""
+        try:
+            data = messages.broadcast(selection.opts, packet=self._packets.plain(encoded), request_id=request_id)
+            return self._node.encode(MessageType.BROADCAST, selection.namespace, data)
+        except PayloadNotEncodable:
+            if not self._packets.is_known:
+                raise
+            return None
 
     def _ask_clients(
         self,

@@ -42,6 +42,7 @@ class Node:
         mesh: the running mesh; None before the start.
         embedded: this node's part in the discovery of its host, if there is that.
         is_stopped: it was stopped, and is not to join by itself.
+        is_leaving: it is on its way out, or has left (see `gevent_mesh.leaving`): it takes no new client.
         read_packet: reads encoded packets of clients for Node peers; set before the start, where there may be some.
     """
 
@@ -51,6 +52,7 @@ class Node:
         self.mesh: Mesh | None = None
         self.embedded: EmbeddedDiscovery | None = None
         self.is_stopped = False
+        self.is_leaving = False
         self.status = status
         self.read_packet: ReadPacket | None = None
         self._logger = logger
@@ -78,7 +80,7 @@ class Node:
         """
         if self.mesh is not None:
             return
-        self.is_stopped = False
+        self.is_stopped = self.is_leaving = False
         if self._was_started:
             self.uid = new_uid()
         self._was_started = True
@@ -101,19 +103,26 @@ class Node:
             self.mesh = None
             raise
 
-    def stop(self, timeout: float) -> None:
-        """Leave the mesh. What was published still goes out, for at most `timeout` seconds."""
-        self.is_stopped = True
+    def stop(self, timeout: float) -> bool:
+        """Leave the mesh. What was published still goes out, for at most `timeout` seconds.
+
+        Returns:
+            Whether every node that is there has it.
+        """
+        # Nothing more is published from now on: under load the outboxes would never be empty.
         mesh, self.mesh = self.mesh, None
-        if mesh is not None:
-            mesh.stop(timeout)
-            if self.embedded is not None:
-                self.embedded.stop()
-            self._left()
+        if mesh is None:
+            return True
+        is_flushed = mesh.stop(timeout)
+        if self.embedded is not None:
+            self.embedded.stop()
+        self._left()
+        return is_flushed
 
     def forked(self) -> None:
         """The process is a fork: nothing that the parent opened belongs to it."""
         mesh, self.mesh = self.mesh, None
+        self.is_leaving = False
         self.uid = new_uid()
         if mesh is not None:
             mesh.forget()
@@ -140,7 +149,8 @@ class Node:
             return None
         if self.mesh is None and not self._warned_unstarted:
             self._warned_unstarted = True
-            state = "after stop()" if self.is_stopped else "before this process serves"
+            is_over = self.is_stopped or self.is_leaving
+            state = "after this node was stopped" if is_over else "before this process serves"
             self._logger.warning("used %s: other nodes take no part in it; call start() first if they should", state)
         return self.mesh
 
@@ -246,11 +256,19 @@ class Node:
     def hand_on(self, peer: Peer, message: ClusterMessage) -> None:
         """Have the service that a message is for act on it, in the present greenlet."""
         handler = self._handlers.get(message.type)
-        if handler is not None:
+        if handler is None:
+            return
+        try:
             handler(peer, message)
+        finally:
+            # It has come through, whatever has become of it.
+            peer.hearing.acted()
 
     def on_linked(self, peer: Peer) -> None:
         self._tell("linked", lambda service: service.linked(peer))
+
+    def on_heartbeat(self, peer: Peer) -> None:
+        self.hand_on(peer, ClusterMessage(MessageType.HEARTBEAT, peer.uid, "/", {}))
 
     def on_lapsed(self, peer: Peer) -> None:
         self._tell("lapsed", lambda service: service.lapsed(peer))

@@ -42,6 +42,11 @@ class Packets:
         self._class: Any = packet_class or sio_packet.Packet
         self.codec = _codec_name(self._class)
 
+    @property
+    def is_known(self) -> bool:
+        """Whether nodes whose clients get another form can read this one."""
+        return self.codec in _CODECS
+
     def encode(self, event: str, arguments: Sequence[Any], namespace: str) -> list[str | bytes]:
         """An event as its packet: text or binary, and attachments behind it.
 
@@ -73,13 +78,28 @@ class Packets:
         """The packet for our clients in the data of a BROADCAST, untouched if it has our form.
 
         Raises:
-            MessageError: it has a form that is not known here.
+            MessageError: it has a form that is not known here, or cannot be read, or has no form for our clients.
         """
         encoded: list[str | bytes] | None = data.get("encoded")
         if encoded is not None and data.get("codec", their_codec) == self.codec:
             return encoded
-        event, *arguments = self.event(data, their_codec)
-        return self.encode(event, arguments, namespace)
+        return self._encode_theirs(self.event(data, their_codec), namespace)
+
+    def question(self, data: dict[str, Any], their_codec: str, namespace: str) -> list[Any]:
+        """`event`, for packets of its own for each client (`numbered`).
+
+        Raises:
+            MessageError: see `for_clients`.
+        """
+        event = self.event(data, their_codec)
+        self._encode_theirs(event, namespace)
+        return event
+
+    def _encode_theirs(self, event: list[Any], namespace: str) -> list[str | bytes]:
+        try:
+            return self.encode(event[0], event[1:], namespace)
+        except Exception as exc:  # whatever the packet class of an application raises
+            raise MessageError(f"an event that clients here cannot be sent: {type(exc).__name__}") from exc
 
     def event(self, data: dict[str, Any], their_codec: str) -> list[Any]:
         """``[event, *arguments]`` in the data of a BROADCAST, whatever form it came in.
@@ -97,12 +117,18 @@ class Packets:
         """``[event, *arguments]`` of a packet in some form.
 
         Raises:
-            MessageError: the form is not known here.
+            MessageError: the form is not known here, or it is malformed.
         """
         packet_class = self._class if codec == self.codec else _CODECS.get(codec)
         if packet_class is None:
             raise MessageError(f"an event in the form {codec!r}, which is not known here")
-        return _decode(packet_class, encoded)
+        try:
+            event = _decode(packet_class, encoded)
+        except Exception as exc:  # whatever the packet class of an application raises
+            raise MessageError(f"not an event in the form {codec!r}: {type(exc).__name__}") from exc
+        if not isinstance(event, list) or not event:
+            raise MessageError(f"not an event in the form {codec!r}")
+        return event
 
 
 def arguments_of(data: Any) -> list[Any]:

@@ -10,7 +10,6 @@ The rules, and why nothing is lost or doubled by them, stand in `gevent_mesh.pro
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Mapping
 from functools import partial
 from time import monotonic
@@ -22,6 +21,7 @@ from gevent.lock import BoundedSemaphore
 from .cluster.acknowledgements import Acknowledgements, Tally
 from .cluster.requests import Request, Requests
 from .errors import MessageError, PayloadError
+from .net.lines import LinesPerSecond
 from .node import Node
 from .protocol import messages
 from .protocol.messages import ClusterMessage, MessageType
@@ -34,7 +34,6 @@ __all__ = ["Relay"]
 SETTLE_SECONDS = 0.01
 """How often it is looked whether peers have acknowledged what emitters wait for."""
 TURNS = 64
-SAME_REFUSAL_SECONDS = 1.0
 MAX_QUESTIONS = 10_000
 """Events of emitters whose clients are to acknowledge, at a time."""
 
@@ -60,7 +59,7 @@ class Relay(Service):
         self._receipts: dict[str, Receipt] = {}
         self._settling: gevent.Greenlet | None = None
         self._questions = 0
-        self._refused_at = -math.inf
+        self._lines = LinesPerSecond()
         # By emitter, as far as there are enough. To have one for each would need somebody to take them away again.
         self._turns = [BoundedSemaphore() for _ in range(TURNS)]
 
@@ -134,9 +133,7 @@ class Relay(Service):
     def _refuse(self, why: str) -> None:
         if self._node.mesh is not None:
             self._node.mesh.counters.spoofed += 1
-        now = monotonic()
-        if now - self._refused_at >= SAME_REFUSAL_SECONDS:
-            self._refused_at = now
+        if self._lines.next(monotonic()) is not None:
             self._logger.warning("a message of an emitter is dropped: %s", why)
 
     # ------------------------------------------------------------------ from other relays

@@ -1,4 +1,4 @@
-"""When a node joins: as soon as its process begins to serve, and not before.
+"""When a node joins and leaves: as soon as its process begins to serve, and when it ends to.
 
 Importing an application must open no socket: migrations and shells import it too, and ``gunicorn --preload`` imports
 it in a master that never serves. Waiting for the first client would be too late: what an HTTP route emits before that
@@ -7,6 +7,13 @@ would reach no other node. What all ways of serving with gevent have in common i
 
 The server's sockets get TCP_NODELAY on that occasion (accepted ones inherit it): pywsgi leaves Nagle's algorithm on,
 and with it the second of two packets to a client waits for the client's delayed acknowledgement, about 40 ms.
+
+What they all have in common at the end is `BaseServer.close`: with the last server of the process its nodes begin to
+leave. Whoever calls `BaseServer.stop` waits for that, within the time that it gives. gunicorn does not, but waits while
+requests are under way, and so the leave counts as one.
+
+``socketio.run`` does nothing about SIGTERM, which ends the process there and then. Where nobody handles it, a handler
+closes the servers, waits for the nodes to leave, and has the process end as it would have.
 
 A fork leaves the child with copies of the parent's sockets. They are given up there, and the child starts as a new node
 when it begins to serve.
@@ -18,10 +25,14 @@ import contextlib
 import functools
 import logging
 import os
+import signal
 import socket
+import threading
 import weakref
+from time import monotonic
 from typing import Any, Protocol
 
+import gevent
 from gevent.baseserver import BaseServer
 
 from .errors import StartError
@@ -29,6 +40,13 @@ from .errors import StartError
 __all__ = ["is_served", "watch"]
 
 logger = logging.getLogger(__name__)
+
+
+class Ending(Protocol):
+    """A node that is on its way out."""
+
+    def wait(self, seconds: float | None = None) -> None:
+        """Wait until it is gone; with `seconds`, make it go within them."""
 
 
 class Startable(Protocol):
@@ -41,6 +59,9 @@ class Startable(Protocol):
             StartError: something outside of the program is in the way.
         """
 
+    def ending(self) -> Ending | None:
+        """This process does not serve any more: begin to leave, unless you have never joined. Must not wait."""
+
     def forked(self) -> None:
         """This process is a new child: nothing that was open belongs to it."""
 
@@ -49,30 +70,47 @@ _watched: weakref.WeakSet[Any] = weakref.WeakSet()
 
 
 def watch(manager: Startable) -> None:
-    """Tell `manager` when this process begins to serve, and when it is a fork."""
+    """Tell `manager` when this process begins and ends to serve, and when it is a fork."""
     _hook()
     _watched.add(manager)
 
 
 @functools.cache
 def _hook() -> None:
-    """Install the two hooks, once for each process and its forks."""
-    original = BaseServer.start
+    """Install the hooks, once for each process and its forks."""
+    original_start, original_close, original_stop = BaseServer.start, BaseServer.close, BaseServer.stop
 
-    @functools.wraps(original)
+    @functools.wraps(original_start)
     def start(self: BaseServer) -> None:
-        if not getattr(self, "belongs_to_a_node", False):
+        is_ours = getattr(self, "belongs_to_a_node", False)
+        if not is_ours:
             _process.is_served = True
-            _tell_serving()
-        original(self)
+            if _tell_serving():
+                _handle_sigterm()
+        original_start(self)
         with contextlib.suppress(OSError, AttributeError):  # not TCP, or no socket at all
             self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if not is_ours:
+            _process.servers.add(self)
 
-    BaseServer.start = start
+    @functools.wraps(original_close)
+    def close(self: BaseServer) -> None:
+        # Before the socket is: a node is not ready any more before it takes no more clients.
+        _server_ends(self)
+        original_close(self)
+
+    @functools.wraps(original_stop)
+    def stop(self: BaseServer, timeout: float | None = None) -> None:
+        if not getattr(self, "belongs_to_a_node", False):
+            self.close()
+            _wait(timeout)
+        original_stop(self, timeout)
+
+    BaseServer.start, BaseServer.close, BaseServer.stop = start, close, stop
     os.register_at_fork(after_in_child=_after_fork)
 
 
-def _tell_serving() -> None:
+def _tell_serving() -> bool:
     """Start what waits. If nothing can, the server does not start either; which of several it is for is not known."""
     joined = False
     errors: list[StartError] = []
@@ -85,12 +123,80 @@ def _tell_serving() -> None:
         raise errors[0]
     for problem in errors:
         logger.error("a node could not start: %s", problem)
+    return joined
+
+
+def _server_ends(server: BaseServer) -> None:
+    """One of the application's servers takes no more connections. Callable from the hub."""
+    if server not in _process.servers:
+        return
+    _process.servers.discard(server)
+    if _process.servers:
+        return
+    _process.endings = [ending for manager in list(_watched) if (ending := manager.ending()) is not None]
+    if _process.endings and server.pool is not None:
+        # In a greenlet, for the pool may be full: there is a place when the first client has gone.
+        gevent.spawn(server.pool.spawn, _wait)
+
+
+def _wait(seconds: float | None = None) -> None:
+    """Wait until all nodes that are about to leave have left."""
+    deadline = None if seconds is None else monotonic() + seconds
+    for ending in _process.endings:
+        ending.wait(None if deadline is None else max(0.0, deadline - monotonic()))
+
+
+# ---------------------------------------------------------------------- SIGTERM
+
+
+def _handle_sigterm() -> None:
+    """Have SIGTERM let the nodes leave first, if it would end the process at once."""
+    if threading.current_thread() is threading.main_thread() and _is_unhandled(signal.SIGTERM):
+        signal.signal(signal.SIGTERM, _on_sigterm)
+
+
+def _is_unhandled(number: int) -> bool:
+    """Whether nobody handles a signal. The system is asked: of the handlers of event loops Python does not know."""
+    try:
+        import ctypes
+
+        action = (ctypes.c_void_p * 32)()  # struct sigaction, and more; the handler comes first
+        return ctypes.CDLL(None).sigaction(int(number), None, action) == 0 and not action[0]
+    except (ImportError, OSError, AttributeError, TypeError):  # a Python without it, or not POSIX
+        return False
+
+
+def _on_sigterm(number: int, _frame: object) -> None:
+    """Runs wherever the main thread is, so it may not wait. A second SIGTERM ends the process at once."""
+    signal.signal(number, signal.SIG_DFL)
+    gevent.spawn(_end, number)
+
+
+def _end(number: int) -> None:
+    try:
+        for server in list(_process.servers):
+            server.close()
+        _wait()
+    finally:
+        os.kill(os.getpid(), number)
+        os._exit(128 + number)  # the first process of a container is spared by its own signals
 
 
 class _Process:
     """What is known of this process."""
 
-    is_served = False
+    is_served: bool
+    servers: weakref.WeakSet[BaseServer]
+    endings: list[Ending]
+
+    def __init__(self) -> None:
+        self.forget()
+
+    def forget(self) -> None:
+        """Nothing of it is true in a fork."""
+        self.is_served = False
+        self.servers = weakref.WeakSet()
+        self.endings = []
 
 
 _process = _Process()
@@ -102,6 +208,8 @@ def is_served() -> bool:
 
 
 def _after_fork() -> None:
-    _process.is_served = False
+    _process.forget()
+    if signal.getsignal(signal.SIGTERM) is _on_sigterm:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
     for manager in list(_watched):
         manager.forked()

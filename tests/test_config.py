@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import ssl
 from typing import Any
 
 import pytest
@@ -27,6 +28,7 @@ DEFAULTS: dict[str, Any] = {
     "callback_timeout": 60.0,
     "environ": {},
 }
+SERVER = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
 
 
 def config(**options: Any) -> MeshConfig:
@@ -42,7 +44,7 @@ def test_without_any_option_a_node_is_on_loopback_and_finds_those_of_its_host() 
         discovery=(f"ws://127.0.0.1:{port}",), embedded_port=port, port=0, host="127.0.0.1", address="",
         heartbeat_interval=5.0, heartbeat_timeout=10.0,
         outbox_bytes=16 * 1024 * 1024, resume_window=30.0, tokens=(), channel="socketio", write_only=False,
-        callback_timeout=60.0, node_interop=False,
+        callback_timeout=60.0, drain_rate=100.0, drain_timeout=20.0, node_interop=False,
     )  # fmt: skip
 
 
@@ -50,13 +52,21 @@ def test_every_option_has_its_place() -> None:
     assert config(
         discovery_service_address="ws://d:1", ws_port=1, ws_host="10.0.0.1", server_address="ws://a:2",
         heartbeat_interval=1, heartbeat_timeout=3, buffered_amount_threshold=65536, resume_window=0,
-        auth_token=TOKEN, channel="c", callback_timeout=9, node_interop=True,
+        auth_token=TOKEN, channel="c", callback_timeout=9, drain_rate=1, drain_timeout=0, node_interop=True,
         client_queue_bytes=70000, bounded_reader=False,
     ) == MeshConfig(
         discovery=("ws://d:1",), port=1, host="10.0.0.1", address="ws://a:2", heartbeat_interval=1,
         heartbeat_timeout=3, outbox_bytes=65536, resume_window=0, tokens=(TOKEN,), channel="c",
-        callback_timeout=9, node_interop=True, client_queue_bytes=70000, bounded_reader=False,
+        callback_timeout=9, drain_rate=1, drain_timeout=0, node_interop=True,
+        client_queue_bytes=70000, bounded_reader=False,
     )  # fmt: skip
+
+
+def test_tls_has_its_place() -> None:
+    client = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    options = {"ssl_context": SERVER, "client_ssl_context": client, "tls_name": "mesh.example"}
+    tls = config(server_address="wss://a:2", **options).tls
+    assert (tls.server(), tls.client(), tls.peer_name("a")) == (SERVER, client, "mesh.example")
 
 
 def test_those_who_would_not_link_look_for_each_other_at_different_ports(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -220,9 +230,13 @@ def test_the_edges_of_what_is_allowed(options: dict[str, Any]) -> None:
         ({"discovery_service_address": "d:8000"}, "should look like ws://"),
         ({"discovery_service_address": ["ws://d:1", "ws://d"]}, "port is missing"),
         ({"environ": {"MESH_DISCOVERY": "ws://d:1,nonsense"}}, "discovery_service_address='nonsense'"),
-        ({"discovery_service_address": "wss://d:1"}, "wss:// is not supported yet; use ws://"),
         ({"server_address": "10.0.0.1:4000"}, "server_address='10.0.0.1:4000'.*should look like ws://"),
-        ({"server_address": "wss://a:1"}, "server_address.*not supported yet"),
+        ({"server_address": "wss://a:1"}, "has no ssl_context .or MESH_TLS_CERT.: write ws://"),
+        ({"server_address": "ws://a:1", "ssl_context": SERVER}, "listens with TLS: write wss://"),
+        ({"ssl_context": "cert.pem"}, "ssl_context must be an ssl.SSLContext, not 'cert.pem'"),
+        ({"environ": {"MESH_TLS_CERT": "cert.pem"}}, "MESH_TLS_CERT, MESH_TLS_KEY, MESH_TLS_CA go together"),
+        ({"tls_name": "a b"}, "tls_name .or MESH_TLS_NAME. must be a host name, not 'a b'"),
+        ({"write_only": True, "discovery_service_address": "ws://d:1", "ssl_context": SERVER}, "leave ssl_context out"),
         ({"server_address": f"ws://{'a.' * 122}bb:65535"}, "257 characters.*at most 256; use a shorter host name"),
         ({"environ": {"MESH_ADDRESS": "nonsense"}}, "server_address='nonsense'"),
         ({"ws_port": -1}, "ws_port .or MESH_PORT.*0 to 65535, not -1"),
@@ -245,8 +259,12 @@ def test_the_edges_of_what_is_allowed(options: dict[str, Any]) -> None:
         ),
         ({"callback_timeout": 0}, "callback_timeout must be more than 0"),
         ({"callback_timeout": math.nan}, "callback_timeout must be more than 0"),
-        ({"channel": ""}, "channel must have 1 to 128 characters"),
-        ({"channel": "c" * 129}, "channel must have 1 to 128 characters"),
+        ({"drain_rate": 0}, "drain_rate must be more than 0"),
+        ({"drain_rate": math.nan}, "drain_rate must be more than 0"),
+        ({"drain_rate": "fast"}, "drain_rate must be a number"),
+        ({"drain_timeout": -1}, "drain_timeout must be 0 seconds or more"),
+        ({"channel": ""}, "channel must have 1 to 128 printable characters"),
+        ({"channel": "c" * 129}, "channel must have 1 to 128 printable characters"),
         ({"buffered_amount_threshold": 65535}, "between 65536 and 67108864 bytes, not 65535"),
         ({"buffered_amount_threshold": 64 * 1024 * 1024 + 1}, "not 67108865"),
         ({"client_queue_bytes": 65535}, "client_queue_bytes must be at least 65536 bytes, or None"),

@@ -99,8 +99,8 @@ class Browser:
 class Served:
     """A server with clients of its own."""
 
-    def __init__(self, handler: str = "gevent-websocket", **options: Any) -> None:
-        self.manager = GeventMeshManager([], ws_port=0)
+    def __init__(self, handler: str = "gevent-websocket", *, direct_writes: bool = True, **options: Any) -> None:
+        self.manager = GeventMeshManager([], ws_port=0, direct_writes=direct_writes)
         self.sio = socketio.Server(async_mode="gevent", client_manager=self.manager, namespaces=["/"], **options)
         self.server = WSGIServer(
             ("127.0.0.1", 0), socketio.WSGIApp(self.sio), handler_class=HANDLERS[handler], log=None
@@ -262,6 +262,15 @@ def test_admin_ui_counts_every_packet(serve: Callable[..., Served]) -> None:
     finally:
         admin.uninstrument()
         admin.shutdown()
+
+
+@pytest.mark.parametrize("options", [{"direct_writes": False}, {"monitor_clients": False}])
+def test_without_outlets_all_goes_through_the_queues(serve: Callable[..., Served], options: dict[str, Any]) -> None:
+    served = serve(**options)
+    browser = served.browser().read_on()
+    served.tick(3)
+    eventually(lambda: browser.numbers == [1, 2, 3])
+    assert (served.fanout.direct, served.fanout.queued) == (0, 3)
 
 
 def test_an_unknown_engineio_is_used_as_it_is(caplog: pytest.LogCaptureFixture) -> None:

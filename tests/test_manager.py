@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import random
 import socket
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from typing import Any
 
 import flask
 import flask_socketio
+import msgpack
 import pytest
 import socketio
 from gevent import pywsgi
@@ -21,10 +23,15 @@ from geventwebsocket.handler import WebSocketHandler
 from socketio.msgpack_packet import MsgPackPacket
 
 from gevent_mesh import ConfigError, EmitterError, GeventMeshManager, PayloadTooLarge, StartError
+from gevent_mesh.cluster import queries
+from gevent_mesh.errors import MessageError
 from gevent_mesh.net import mesh
 from gevent_mesh.packets import Packets
 from gevent_mesh.protocol import messages
-from gevent_mesh.protocol.messages import MessageType
+from gevent_mesh.protocol.messages import ClusterMessage, MessageType
+from gevent_mesh.protocol.peers import PeerTable
+from gevent_mesh.protocol.unpacking import MAX_VALUES
+from gevent_mesh_discovery import DiscoveryServer
 from tests.paper import PaperNode, paper_mesh
 from tests.support import eventually
 
@@ -372,6 +379,91 @@ class TestJoining:
         assert caplog.text.count("start()") == 1
 
 
+class TestEnding:
+    """How processes with clients end is in the integration tests; how a node leaves, in `test_leaving`."""
+
+    @pytest.fixture
+    def sio(self, clustered: GeventMeshManager) -> Any:
+        return socketio.Server(async_mode="gevent", client_manager=clustered)
+
+    def _serve(self, sio: Any) -> pywsgi.WSGIServer:
+        server = pywsgi.WSGIServer(("127.0.0.1", 0), socketio.WSGIApp(sio), log=None)
+        server.start()
+        return server
+
+    def test_it_leaves_with_the_last_server_of_the_process(self, clustered: GeventMeshManager, sio: Any) -> None:
+        one, other = self._serve(sio), self._serve(sio)
+        one.stop()
+        assert clustered.mesh is not None
+        assert not clustered._node.is_leaving
+        other.stop()
+        assert clustered._node.is_leaving
+        assert clustered.mesh is None
+
+    def test_it_is_leaving_as_soon_as_the_server_takes_no_more(self, clustered: GeventMeshManager, sio: Any) -> None:
+        server = self._serve(sio)
+        server.close()
+        assert clustered._node.is_leaving
+        eventually(lambda: clustered.mesh is None)
+
+    def test_another_server_brings_it_back_as_another_node(self, clustered: GeventMeshManager, sio: Any) -> None:
+        server = self._serve(sio)
+        before = clustered.uid
+        server.close()
+        server = self._serve(sio)
+        assert clustered.mesh is not None
+        assert not clustered._node.is_leaving
+        assert clustered.uid != before
+        server.stop()
+
+    def test_it_takes_no_new_clients_until_it_is_back(self, clustered: GeventMeshManager, sio: Any) -> None:
+        def connect() -> str:
+            environ = {"REQUEST_METHOD": "GET", "QUERY_STRING": "EIO=4&transport=polling", "PATH_INFO": "/socket.io/"}
+            said: list[str] = []
+            sio.handle_request(environ, lambda status, _headers: said.append(status))
+            return said[0]
+
+        clustered.start()
+        assert connect() == "200 OK"
+        clustered.stop()
+        assert connect() == "401 UNAUTHORIZED"
+        assert sio.eio.sockets == {} or all(socket.closed for socket in sio.eio.sockets.values())
+        clustered.start()
+        assert connect() == "200 OK"
+
+    @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+    @pytest.mark.parametrize(
+        ("before", "expected"),
+        [
+            ("", "handler() not in (None, signal.SIG_DFL, signal.SIG_IGN)"),
+            ("signal.signal(signal.SIGTERM, signal.SIG_IGN)", "handler() is signal.SIG_IGN"),
+            ("signal.signal(signal.SIGTERM, own)", "handler() is own"),
+            ("gevent.signal_handler(signal.SIGTERM, own)", "handler() is signal.SIG_DFL"),
+            ("manager.stop()", "handler() is signal.SIG_DFL"),
+        ],
+        ids=["nobody's", "ignored", "Python's", "gevent's", "no node"],
+    )
+    def test_sigterm_is_handled_only_where_nobody_does(self, before: str, expected: str) -> None:
+        code = f"""
+            import gevent, os, signal, socketio
+            from gevent.pywsgi import WSGIServer
+            from gevent_mesh import GeventMeshManager
+            own = lambda *_: None
+            handler = lambda: signal.getsignal(signal.SIGTERM)
+            manager = GeventMeshManager([])
+            sio = socketio.Server(async_mode="gevent", client_manager=manager)
+            {before}
+            WSGIServer(("127.0.0.1", 0), socketio.WSGIApp(sio), log=None).start()
+            assert {expected}, handler()
+            ours = handler() not in (own, signal.SIG_IGN)
+            pid = gevent.os.fork()
+            if pid == 0:
+                os._exit(0 if not ours or handler() is signal.SIG_DFL else 1)
+            assert os.waitpid(pid, 0)[1] == 0
+        """
+        _run(code)
+
+
 class TestAcrossNodes:
     """One thing that a peer asks for at a time. How nodes work together is in the integration tests."""
 
@@ -524,3 +616,70 @@ def _run(code: str) -> str:
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+def test_an_event_with_more_values_than_a_message_may_hold_reaches_clients_with_another_form_of_packets() -> None:
+    discovery = DiscoveryServer(port=0)
+    discovery.start()
+    nodes = [
+        PaperNode(GeventMeshManager(discovery.url, ws_port=0), **options) for options in ({}, {"serializer": "msgpack"})
+    ]
+    try:
+        for node in nodes:
+            assert node.manager.wait_for_peers(1)
+            node.manager.basic_enter_room("sid", "/", None, eio_sid="one")
+        for ours, theirs in (nodes, nodes[::-1]):
+            theirs.sent.clear()
+            ours.server.emit("large", [0] * MAX_VALUES)
+            eventually(lambda theirs=theirs: theirs.sent)  # type: ignore[misc]  # bound now
+    finally:
+        for node in nodes:
+            node.manager.stop(0.2)
+        discovery.stop()
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        messages.broadcast(messages.options(), encoded=["2["], codec="msgpack"),
+        messages.broadcast(messages.options(), encoded=[b"\xc1"], codec="msgpack"),
+        messages.broadcast(messages.options(), encoded=["2{}"], codec="json", request_id="ab"),
+        messages.broadcast(messages.options(), encoded=["2[]"], codec="unheard of"),
+        messages.broadcast(messages.options(), packet=["event", msgpack.ExtType(5, b"")]),
+        messages.broadcast(messages.options(), packet=["event", msgpack.ExtType(5, b"")], request_id="ab"),
+    ],
+)
+def test_an_event_that_clients_cannot_be_sent_is_malformed(data: dict[str, Any]) -> None:
+    node = PaperNode(GeventMeshManager([]))
+    peer = PeerTable("f" * 16, random.Random(1))
+    peer.roster("test", {"a" * 16: "ws://127.0.0.1:1"}, True, 0.0)
+    (sender,) = peer
+    try:
+        node.connects("one")
+        with pytest.raises(MessageError):
+            node.manager._node.on_message(sender, ClusterMessage(MessageType.BROADCAST, sender.uid, "/", data))
+        assert node.sent == []
+    finally:
+        node.manager.stop(0)
+
+
+def test_a_peer_that_asks_too_much_at_a_time_is_not_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(queries, "MAX_ANSWERS", 2)
+    node = PaperNode(GeventMeshManager([]))
+    peer = PeerTable("f" * 16, random.Random(1))
+    peer.roster("test", {"a" * 16: "ws://127.0.0.1:1"}, True, 0.0)
+    (sender,) = peer
+    question = messages.fetch_sockets(messages.options(), "ab")
+
+    def ask() -> None:
+        node.manager._node.on_message(sender, ClusterMessage(MessageType.FETCH_SOCKETS, sender.uid, "/", question))
+
+    try:
+        ask()
+        ask()
+        with pytest.raises(MessageError):
+            ask()
+        eventually(lambda: not node.manager._queries._answering)
+        ask()
+    finally:
+        node.manager.stop(0)

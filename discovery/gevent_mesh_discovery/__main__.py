@@ -19,6 +19,7 @@ from gevent.event import Event
 from gevent_mesh.errors import ConfigError, StartError
 from gevent_mesh.net.listener import Listener
 from gevent_mesh.protocol.tokens import check_tokens, default_host
+from gevent_mesh.tls import Tls
 
 from .app import DiscoveryServer
 
@@ -50,6 +51,17 @@ def _tokens(_context: click.Context, _option: click.Parameter, value: str | None
 )
 @click.option("--metrics-port", envvar="METRICS_PORT", type=click.IntRange(0, 65535), help="Serve Prometheus figures.")
 @click.option("--metrics-host", envvar="METRICS_HOST", default="127.0.0.1", show_default=True)
+@click.option("--tls-cert", envvar="MESH_TLS_CERT", help="Serve TLS (wss://, https://) with this certificate (PEM).")
+@click.option("--tls-key", envvar="MESH_TLS_KEY", help="Its private key (PEM).")
+@click.option(
+    "--tls-ca", envvar="MESH_TLS_CA", help="Nodes have to show a certificate that is signed by this CA (PEM)."
+)
+@click.option(
+    "--tls-name",
+    envvar="MESH_TLS_NAME",
+    default="",
+    help="What the certificate of every node is for, instead of the host of its address.",
+)
 @click.option(
     "--log-level",
     envvar="LOG_LEVEL",
@@ -64,17 +76,24 @@ def command(
     allow_anonymous: bool,
     metrics_port: int | None,
     metrics_host: str,
+    tls_cert: str | None,
+    tls_key: str | None,
+    tls_ca: str | None,
+    tls_name: str,
     log_level: str,
 ) -> None:
     """Tell the nodes of a mesh of each other.
 
     Every option is also an environment variable: HOST, PORT, MESH_AUTH_TOKEN, MESH_ALLOW_ANONYMOUS, METRICS_PORT,
-    METRICS_HOST, LOG_LEVEL.
+    METRICS_HOST, MESH_TLS_CERT, MESH_TLS_KEY, MESH_TLS_CA, MESH_TLS_NAME, LOG_LEVEL.
     """
     logging.basicConfig(
         level=log_level.upper(), stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
-    server = DiscoveryServer(host or default_host(tokens), port, tokens=tokens, allow_anonymous=allow_anonymous)
+    tls = Tls.from_files(tls_cert, tls_key, tls_ca, name=tls_name)
+    server = DiscoveryServer(
+        host or default_host(tokens), port, tokens=tokens, allow_anonymous=allow_anonymous, tls=tls
+    )
     metrics = None if metrics_port is None else _metrics(server, metrics_host, metrics_port)
     _serve(server, metrics, "token required" if tokens else "no token")
 
@@ -96,7 +115,8 @@ def _serve(server: DiscoveryServer, metrics: Listener | None, tokens: str) -> No
             metrics.start()
         print(f"gevent-mesh-discovery listening on {server.url} ({tokens})", flush=True)
         if metrics is not None:
-            print(f"metrics on http://{metrics.host}:{metrics.port}/metrics", flush=True)
+            scheme = "https" if server.tls.listens else "http"
+            print(f"metrics on {scheme}://{metrics.host}:{metrics.port}/metrics", flush=True)
         stopping.wait()
     finally:
         if metrics is not None:

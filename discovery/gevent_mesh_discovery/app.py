@@ -29,8 +29,10 @@ from gevent_mesh.errors import MessageError, WebSocketError
 from gevent_mesh.net.listener import Listener, StrangerLimits, StrangerTicket
 from gevent_mesh.net.transport import Transport
 from gevent_mesh.protocol import discovery as wire
+from gevent_mesh.protocol.address import Address
 from gevent_mesh.protocol.tokens import check_bind
 from gevent_mesh.protocol.websocket import FrameDecoder, Opcode, close_payload, frame
+from gevent_mesh.tls import NO_TLS, Tls
 
 from .registry import Change, Registry, Rejected
 
@@ -58,6 +60,7 @@ class Counters:
     disconnects: int = 0
     roster_broadcasts: int = 0
     unauthorized: int = 0
+    taken: int = 0
     malformed: int = 0
     slow: int = 0
 
@@ -74,6 +77,7 @@ class DiscoveryServer:
         ping_seconds: how often members are pinged.
         max_members: more are refused.
         limits: for connections that have not registered.
+        tls: whether it speaks TLS, and how.
 
     Raises:
         ConfigError: the combination is refused; the text says what to set.
@@ -90,9 +94,11 @@ class DiscoveryServer:
         ping_seconds: float = wire.PING_SECONDS,
         max_members: int = 10_000,
         limits: StrangerLimits = _LIMITS,
+        tls: Tls = NO_TLS,
     ) -> None:
         check_bind("host", host, tokens, allow_anonymous)
         self.counters = Counters()
+        self.tls = tls
         self.instance = secrets.token_hex(8)
         self._tokens = tuple(tokens)
         self._keys = wire.DiscoveryKeys(tokens)
@@ -103,8 +109,15 @@ class DiscoveryServer:
         self._members: dict[_Member, None] = {}
         self._changed = Event()
         self._greenlets: list[gevent.Greenlet] = []
+        self._was_complete = False
         self._listener = Listener(
-            host, port, on_websocket=self._serve, http_app=self._http, require_mesh_header=False, limits=limits
+            host,
+            port,
+            on_websocket=self._serve,
+            http_app=self._http,
+            require_mesh_header=False,
+            limits=limits,
+            tls=tls,
         )
 
     @property
@@ -115,8 +128,7 @@ class DiscoveryServer:
     @property
     def url(self) -> str:
         """What nodes are given as the address of this server."""
-        host = self._listener.host
-        return f"ws://[{host}]:{self.port}" if ":" in host else f"ws://{host}:{self.port}"
+        return str(Address(self.tls.listens, self._listener.host, self.port))
 
     @property
     def registered(self) -> int:
@@ -130,7 +142,7 @@ class DiscoveryServer:
             StartError: the port cannot be bound.
         """
         self._listener.start()
-        self._greenlets = [gevent.spawn(self._publish), gevent.spawn(self._watch)]
+        self._greenlets = [gevent.spawn(_repeat, step) for step in (self._publish, self._watch)]
 
     def stop(self) -> None:
         """Serve no more. Members are told that the server is going away; that takes a second at most."""
@@ -192,8 +204,15 @@ class DiscoveryServer:
             self.counters.unauthorized += 1
             member.close(wire.CLOSE_UNAUTHORIZED, "unauthorized")
             return
+        problem = self.tls.name_problem(member.transport.certificate, register.address or None)
+        if problem:
+            self.counters.unauthorized += 1
+            member.ticket.refused("wrong certificate", problem)
+            member.close(wire.CLOSE_CERTIFICATE, problem)
+            return
         answer = self._registry.register(member, register, monotonic())
         if isinstance(answer, Rejected):
+            self.counters.taken += answer.code == wire.CLOSE_TAKEN
             _log.info("%s may not register as %s: %s", member.transport.peer_address, register.server_id, answer.reason)
             member.close(answer.code, answer.reason)
             return
@@ -242,12 +261,11 @@ class DiscoveryServer:
 
     def _publish(self) -> None:
         """Tell the members what changed, as soon as it did, but not more often than every COALESCE_SECONDS."""
-        while True:
-            self._changed.wait()
-            self._changed.clear()
-            change = self._registry.take_change(monotonic())
-            self._tell(change)
-            gevent.sleep(COALESCE_SECONDS)
+        self._changed.wait()
+        self._changed.clear()
+        change = self._registry.take_change(monotonic())
+        self._tell(change)
+        gevent.sleep(COALESCE_SECONDS)
 
     def _tell(self, change: Change | None) -> None:
         update: bytes | None = None
@@ -271,20 +289,19 @@ class DiscoveryServer:
 
     def _watch(self) -> None:
         """Ping everybody in time, and cut whoever was silent for a lease."""
-        was_complete = False
-        while True:
-            gevent.sleep(min(1.0, self._ping_seconds / 2))
-            now = monotonic()
-            for member in self._registry.overdue(now):
-                _log.info("%s was silent for %g s: cut", member, self._registry.lease_seconds)
-                member.transport.abort()
-            for member in list(self._members):
-                if now - member.pinged_at >= self._ping_seconds:
-                    member.pinged_at = now
-                    member.queue(_PING)
-            if self._registry.complete(now) and not was_complete:
-                was_complete = True
-                self._changed.set()
+        gevent.sleep(min(1.0, self._ping_seconds / 2))
+        self._listener.revive()
+        now = monotonic()
+        for member in self._registry.overdue(now):
+            _log.info("%s was silent for %g s: cut", member, self._registry.lease_seconds)
+            member.transport.abort()
+        for member in list(self._members):
+            if now - member.pinged_at >= self._ping_seconds:
+                member.pinged_at = now
+                member.queue(_PING)
+        if self._registry.complete(now) and not self._was_complete:
+            self._was_complete = True
+            self._changed.set()
 
     # ------------------------------------------------------------------ HTTP
 
@@ -318,6 +335,16 @@ class DiscoveryServer:
             "servers": wire.entries(registry.roster()),
         }
         return json.dumps(status).encode() + b"\n"
+
+
+def _repeat(step: Callable[[], None]) -> None:
+    """Do a step for ever. What fails in one of them must not be the end of it."""
+    while True:
+        try:
+            step()
+        except (Exception, gevent.Timeout):  # noqa: BLE001  # the top of a greenlet
+            _log.exception("discovery failed because of an error of ours; it goes on")
+            gevent.sleep(COALESCE_SECONDS)
 
 
 class _Member:

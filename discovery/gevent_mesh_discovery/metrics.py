@@ -1,4 +1,5 @@
-"""Prometheus figures of a discovery server, under the names of the Node package, so that its dashboards fit.
+"""Prometheus figures of a discovery server, under the names of the Node package where it has such a figure, so that its
+dashboards fit.
 
 Importing this module imports prometheus-client: do so only when metrics were asked for.
 """
@@ -34,6 +35,7 @@ class _Figures(Collector):
             ("registrations", "Lifetime registrations.", counters.registrations),
             ("disconnects", "Lifetime disconnects.", counters.disconnects),
             ("roster_broadcasts", "Lifetime roster pushes.", counters.roster_broadcasts),
+            ("takeovers_refused", "Registrations under a name that belongs to another node.", counters.taken),
         ):
             # prometheus-client adds the suffix _total.
             yield CounterMetricFamily(f"{_PREFIX}{name}", text, value=value)
@@ -43,7 +45,9 @@ def metrics_listener(server: DiscoveryServer, host: str, port: int) -> Listener:
     """A listener, not yet started, that answers ``GET /metrics`` under the same limits as any other port here."""
     registry = CollectorRegistry()
     registry.register(_Figures(server))
-    return Listener(host, port, on_websocket=_refuse, http_app=make_wsgi_app(registry), require_mesh_header=True)
+    return Listener(
+        host, port, on_websocket=_refuse, http_app=make_wsgi_app(registry), require_mesh_header=True, tls=server.tls
+    )
 
 
 def _refuse(_transport: Transport, _ticket: StrangerTicket) -> None:

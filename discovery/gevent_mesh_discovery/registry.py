@@ -6,6 +6,9 @@ Rules:
 - One name for each connection, one connection for each name. A name is taken over only with the secret that it was
   registered with; a name without a secret (a Node client) only once its connection has gone quiet.
 - A lease runs from the last time anything was heard. `overdue` tells who is to be cut; it is the caller who cuts.
+- Who registers an address that somebody else has is its successor: a process that was started where another one has
+  died. The former holder's lease is over as soon as it is quiet; as long as it is heard, it keeps its place, for an
+  address alone proves nothing.
 - Changes are collected until `take_change`. Every name that was touched is in it, also when it is back where it was:
   somebody may have been given the roster in between.
 """
@@ -144,8 +147,16 @@ class Registry(Generic[C]):
 
     def overdue(self, now: float) -> list[C]:
         """The connections whose lease is over."""
-        limit = now - self.lease_seconds
-        return [member.connection for member in self._members.values() if member.heard_at < limit]
+        newest = {member.register.address: member for member in self._members.values() if member.is_listed}
+        return [
+            member.connection
+            for member in self._members.values()
+            if now - member.heard_at > self._lease_of(member, newest.get(member.register.address, member))
+        ]
+
+    def _lease_of(self, member: _Member[C], newest: _Member[C]) -> float:
+        """How long a member may be silent, given who was the last to come to its address."""
+        return self.lease_seconds if member is newest else min(self._quiet_seconds, self.lease_seconds)
 
     def take_change(self, now: float) -> Change | None:
         """Everything that changed since the last call, or None."""

@@ -319,7 +319,7 @@ def protect(response: Response) -> Response:
 def serve() -> None:
     """Serve until SIGINT or SIGTERM.
 
-    `socketio.run(app)` would do. This also prints the port, and leaves the mesh instead of vanishing from it.
+    `socketio.run(app)` would do. This also prints the port, and takes Ctrl-C for what it is.
     """
     server = WSGIServer((settings.host, settings.port), app, handler_class=WebSocketHandler, log=None)
     try:
@@ -333,8 +333,7 @@ def serve() -> None:
     for signal_number in (signal.SIGINT, signal.SIGTERM):
         signal_handler(signal_number, stop.set)
     stop.wait()
-    server.stop(timeout=1)
-    manager.stop()
+    server.stop()
 
 
 if __name__ == "__main__":

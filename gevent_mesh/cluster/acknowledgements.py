@@ -232,7 +232,7 @@ class Acknowledgements(Service):
             say: called with what there is to answer.
         """
         opts, request_id, namespace = message.data["opts"], message.data["requestId"], message.nsp
-        event = self._packets().event(message.data, codec)
+        event = self._packets().question(message.data, codec, namespace)
         own = self._clients.select(Selection(namespace, opts["rooms"], opts["except"]))
         say(MessageType.BROADCAST_CLIENT_COUNT, namespace, messages.client_count(request_id, len(own)))
         self._ask_own(

@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 import gevent
 
 from ..clients import Clients, packed_bytes
-from ..errors import PayloadError
+from ..errors import MessageError, PayloadError
 from ..net.pause import in_slices
 from ..node import Node
 from ..protocol import messages, nodejs
@@ -31,6 +31,8 @@ from .requests import Request, Requests
 
 __all__ = ["MakeData", "Queries", "pieces", "pieces_of_rooms", "take_count"]
 
+MAX_ANSWERS = 1000
+"""Answers that are worked out for one peer at a time; what it asks beyond that is dropped, and counted."""
 PIECE_SOCKETS = 200
 PIECE_ROOMS = 1000
 PIECE_BYTES = 32 * 1024
@@ -57,6 +59,7 @@ class Queries(Service):
         self._clients = clients
         self._requests = requests
         self._logger = logger
+        self._answering: Counter[str] = Counter()
 
     @property
     def handlers(self) -> Mapping[MessageType, Handler]:
@@ -148,10 +151,23 @@ class Queries(Service):
         self._node.send(peer.uid, MessageType.ANSWER, message.nsp, count)
 
     def _on_fetch(self, peer: Peer, message: ClusterMessage) -> None:
-        gevent.spawn(self._answer_fetch, peer, message, self._selected(message))
+        self._answer(self._answer_fetch, peer, message)
 
     def _on_list_rooms(self, peer: Peer, message: ClusterMessage) -> None:
-        gevent.spawn(self._answer_rooms, peer, message, self._selected(message))
+        self._answer(self._answer_rooms, peer, message)
+
+    def _answer(
+        self, answer: Callable[[Peer, ClusterMessage, list[str]], None], peer: Peer, message: ClusterMessage
+    ) -> None:
+        if self._answering[peer.uid] >= MAX_ANSWERS:
+            raise MessageError("too many questions at a time")
+        self._answering[peer.uid] += 1
+        gevent.spawn(answer, peer, message, self._selected(message)).rawlink(lambda _: self._answered(peer.uid))
+
+    def _answered(self, uid: str) -> None:
+        self._answering[uid] -= 1
+        if not self._answering[uid]:
+            del self._answering[uid]
 
     def _selected(self, message: ClusterMessage) -> list[str]:
         opts = message.data["opts"]

@@ -151,9 +151,9 @@ class Emitter(Node):
         if self.is_stopped:
             raise EmitterError("this write_only manager is closed; nobody gets the message, or is asked")
 
-    def stop(self, timeout: float) -> None:
-        """`close`, for who does not ask."""
-        self.close(timeout)
+    def stop(self, timeout: float) -> bool:
+        """`close`, as nodes call it."""
+        return self.close(timeout)
 
     def close(self, timeout: float, wait: Callable[[float], None] = pause) -> bool:
         """Take no more, wait until every node has what was published, and end.

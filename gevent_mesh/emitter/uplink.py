@@ -28,6 +28,7 @@ from ..net.discovery import DiscoveryClient
 from ..net.link import Link
 from ..net.transport import Transport
 from ..protocol import messages
+from ..protocol.discovery import SECRET_BYTES
 from ..protocol.frames import NONCE_BYTES, STREAM_BYTES, Refusal, Role, is_uid
 from ..protocol.handshake import Keys
 from ..protocol.link import Identity, Left, LinkProtocol, Lost, Status
@@ -154,16 +155,17 @@ class Uplink:
         self._stopping = False
         self._told_failure: dict[str, tuple[str, float]] = {}
         self._greenlet: gevent.Greenlet | None = None
-        secret = secrets.token_bytes(16)
+        self._secret = secrets.token_bytes(SECRET_BYTES)
         self._discovery = [
             DiscoveryClient(
                 url,
                 uid=uid,
-                secret=secret,
+                secret=self._secret,
                 role="emitter",
                 tokens=config.tokens,
                 address_for=lambda _host: "",
                 on_roster=self._take_roster,
+                tls=config.tls,
                 serve=_leave_it_to_nodes if config.embedded_port else None,
             )
             for url in config.discovery
@@ -249,7 +251,7 @@ class Uplink:
     def _try(self, uid: str, address: str) -> None:
         """The whole life of one link."""
         try:
-            transport = dial(address, timeout_seconds=HANDSHAKE_SECONDS)
+            transport = dial(address, timeout_seconds=HANDSHAKE_SECONDS, tls=self._config.tls, is_peer=True)
         except DialError as exc:
             self._failed(uid, address, str(exc))
             return
@@ -261,6 +263,7 @@ class Uplink:
             now=monotonic(),
             target=uid,
             session=session.state(),
+            secret=self._secret,
             heartbeat_interval=self._config.heartbeat_interval,
             heartbeat_timeout=self._config.heartbeat_timeout,
         )

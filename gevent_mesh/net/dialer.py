@@ -2,14 +2,15 @@
 
 Rules:
 
-- One deadline for everything: looking the name up, TCP, the request, the answer.
+- One deadline for everything: looking the name up, TCP, TLS, the request, the answer.
 - Whatever goes wrong is a `DialError` that says with whom and why; the socket is gone by then.
 - wsproto does the handshake and never sees a frame: what comes behind the response's head is kept for the first `recv`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from types import MappingProxyType
 
 import gevent
@@ -18,9 +19,10 @@ from wsproto import ConnectionType, WSConnection
 from wsproto.events import AcceptConnection, Event, RejectConnection, Request
 from wsproto.utilities import LocalProtocolError, RemoteProtocolError
 
-from ..errors import DialError
+from ..errors import DialError, ExhaustedError
 from ..protocol.address import Address, parse_address
-from .transport import Transport
+from ..tls import NO_TLS, Tls, explain
+from .transport import EXHAUSTED, Transport
 
 __all__ = ["dial"]
 
@@ -30,6 +32,7 @@ _MESH_HEADER = b"mesh-protocol"
 _MESH_VERSION = b"1"
 
 _NO_HEADERS: Mapping[str, str] = MappingProxyType({})
+_NO_TURNS = nullcontext()
 
 
 def dial(
@@ -38,24 +41,37 @@ def dial(
     timeout_seconds: float = 5.0,
     headers: Mapping[str, str] = _NO_HEADERS,
     require_mesh: bool = True,
+    tls: Tls = NO_TLS,
+    is_peer: bool = False,
+    turns: AbstractContextManager[object] = _NO_TURNS,
 ) -> Transport:
     """Open a WebSocket connection.
 
     Args:
-        address: ``ws://host:port``.
+        address: ``ws://host:port`` or ``wss://host:port``.
         timeout_seconds: for all of it.
         headers: sent along in the request.
         require_mesh: refuse whoever upgrades without speaking our protocol (say, the Node package); else the
             transport tells (`Transport.speaks_mesh`).
+        tls: what ``wss://`` is dialled with.
+        is_peer: another node lives there, not discovery: what `tls` says of nodes holds.
+        turns: held during a TLS handshake.
 
     Raises:
         DialError: it did not work.
     """
     target = _target(address)
+    name = _peer_name(target, tls) if is_peer else target.host
     timeout = gevent.Timeout(timeout_seconds)
     timeout.start()
     try:
-        return _open(target, headers, require_mesh)
+        transport = Transport(_connect(target), is_client=True)
+        with _aborted_on_failure(transport):
+            if target.secure:
+                with turns:
+                    _start_tls(transport, target, tls, name)
+            _upgrade(transport, target, headers, require_mesh)
+        return transport
     except gevent.Timeout as expired:
         if expired is not timeout:
             raise
@@ -66,30 +82,34 @@ def dial(
 
 def _target(address: str) -> Address:
     try:
-        target = parse_address(address)
+        return parse_address(address)
     except ValueError as error:
         raise DialError(str(error)) from error
-    if target.secure:
-        raise DialError(f"{target}: TLS links (wss://) are not supported yet; use ws://")
-    return target
 
 
-def _open(target: Address, headers: Mapping[str, str], require_mesh: bool) -> Transport:
-    transport = Transport(_connect(target), is_client=True)
+def _peer_name(target: Address, tls: Tls) -> str:
+    problem = tls.peer_problem(target.secure)
+    if problem:
+        raise DialError(f"{target}: {problem}")
+    return tls.peer_name(target.host)
+
+
+@contextmanager
+def _aborted_on_failure(transport: Transport) -> Iterator[None]:
     try:
-        _upgrade(transport, target, headers, require_mesh)
+        yield
     except BaseException:
         # Also when a timeout or a kill comes from outside: nobody else knows this socket.
         transport.abort()
         raise
-    return transport
 
 
 def _connect(target: Address) -> socket.socket:
     try:
         sock = socket.create_connection((target.host, target.port))
     except (OSError, UnicodeError) as error:
-        raise DialError(f"{target}: {_reason(error)}") from error
+        kind = ExhaustedError if getattr(error, "errno", None) in EXHAUSTED else DialError
+        raise kind(f"{target}: {_reason(error)}") from error
     try:
         # Dialling a free local port from the range of outgoing ports can connect a socket to itself.
         to_itself = sock.getsockname() == sock.getpeername()
@@ -100,6 +120,14 @@ def _connect(target: Address) -> socket.socket:
         sock.close()
         raise DialError(f"{target}: nobody listens there")
     return sock
+
+
+def _start_tls(transport: Transport, target: Address, tls: Tls, name: str) -> None:
+    try:
+        transport.start_tls(tls.client(), name)
+    except (OSError, UnicodeError) as error:
+        problem = explain(error) if isinstance(error, OSError) else ""
+        raise DialError(f"{target}: {problem or f'the TLS handshake was cut: {_reason(error)}'}") from error
 
 
 def _upgrade(transport: Transport, target: Address, headers: Mapping[str, str], require_mesh: bool) -> None:
@@ -121,11 +149,17 @@ def _read_head(transport: Transport, target: Address) -> bytes:
             raise DialError(f"{target}: the answer to the upgrade has more than {_MAX_RESPONSE_BYTES} bytes")
         data = transport.recv(_MAX_RESPONSE_BYTES - len(received))
         if not data:
-            raise DialError(f"{target}: the connection was closed before the upgrade was answered")
+            raise DialError(f"{target}: {_why_closed(transport, target)}")
         received += data
     head, _, behind = received.partition(_END_OF_HEAD)
     transport.unread(behind)
     return head + _END_OF_HEAD
+
+
+def _why_closed(transport: Transport, target: Address) -> str:
+    # In TLS 1.3 a client has finished its handshake before the server has looked at its certificate.
+    closed = "the connection was closed before the upgrade was answered"
+    return explain(transport.error) or (closed if target.secure else f"{closed}; if TLS is spoken there, write wss://")
 
 
 def _answer(handshake: WSConnection, head: bytes, target: Address) -> Event:
@@ -141,7 +175,8 @@ def _answer(handshake: WSConnection, head: bytes, target: Address) -> Event:
 def _check(answer: Event, target: Address, require_mesh: bool) -> bool:
     """Whether it speaks our protocol, if it is a WebSocket at all."""
     if isinstance(answer, RejectConnection):
-        raise DialError(f"{target}: the upgrade was refused with HTTP status {answer.status_code}")
+        hint = "; it may want a client certificate" if target.secure and answer.status_code == 403 else ""
+        raise DialError(f"{target}: the upgrade was refused with HTTP status {answer.status_code}{hint}")
     if not isinstance(answer, AcceptConnection):
         raise DialError(f"{target}: not a WebSocket answer")
     speaks_mesh = (_MESH_HEADER, _MESH_VERSION) in answer.extra_headers

@@ -26,11 +26,12 @@ from time import monotonic
 import gevent
 from gevent.event import Event
 
-from ..errors import MeshError
+from ..errors import ExhaustedError, MeshError
 from ..protocol import discovery as wire
 from ..protocol import nodejs
-from ..protocol.membership import Backoff
+from ..protocol.membership import EXHAUSTED_SECONDS, Backoff
 from ..protocol.websocket import FrameDecoder, Opcode, close_payload, frame, parse_close
+from ..tls import NO_TLS, Tls
 from .dialer import dial
 from .transport import Transport
 
@@ -40,8 +41,12 @@ _log = logging.getLogger(__name__)
 
 #: From the connection to the roster, in seconds.
 _REGISTER_SECONDS = 10.0
-#: The first pause between two tries at most, and the longest, in seconds.
-_PAUSES = {"base_seconds": 0.5, "cap_seconds": 15.0}
+#: Silence after which the server is gone, in pings: it answers ours, and sends its own. Less than a lease, so that who
+#: has a dead connection is registered again before the server takes it off the roster.
+_SILENT_PINGS = 2
+#: The first pause between two tries at most, and the longest, in seconds: the latter is how long it may take until
+#: everybody is back after the server is.
+_PAUSES = {"base_seconds": 0.5, "cap_seconds": 5.0}
 #: The same where this process may serve itself: nobody is asked who could be asked too often.
 _PAUSES_TO_SERVE = {"base_seconds": 0.1, "cap_seconds": 2.0}
 #: How long `stop` waits for the goodbye to leave.
@@ -69,16 +74,19 @@ class DiscoveryClient:
     """Registers one node with one discovery server.
 
     Args:
-        url: of the server, ``ws://host:port``.
+        url: of the server, ``ws://host:port`` or ``wss://host:port``.
         uid: of this node.
-        secret: 16 bytes, new at every start; lets this node take its own registration back.
+        secret: 16 bytes, new at every start; lets this node take its own registration back. No server sees it: each
+            gets another one, made of it, so that none can take this node's place at the others.
         role: ``"node"``, or ``"emitter"`` for one that only watches the roster.
         tokens: shared secrets, newest first; the server has to know one of them.
         address_for: gives the address to register, when told our own IP address on the connection to the server.
         on_roster: called with the url, the whole roster (address by uid, ourselves included), whether it is
             complete, and the uids that the server has just seen go, after every change. Runs in this client's greenlet
             and must not block.
+        on_away: called with the url when the server cannot be reached any more. The same holds.
         accept_nodejs: register with the Node package's server as well; it gets our newest token in clear.
+        tls: what ``wss://`` is dialled with.
         serve: has this process serve at `url`, if nobody does, and returns why it does not, or "". Called in this
             client's greenlet before each try to connect.
         rng: for the backoff.
@@ -99,7 +107,9 @@ class DiscoveryClient:
         tokens: Sequence[str],
         address_for: Callable[[str], str],
         on_roster: Callable[[str, dict[str, str], bool, tuple[str, ...]], None],
+        on_away: Callable[[str], None] = lambda _url: None,
         accept_nodejs: bool = False,
+        tls: Tls = NO_TLS,
         serve: Callable[[], str] | None = None,
         rng: random.Random | None = None,
     ) -> None:
@@ -108,13 +118,15 @@ class DiscoveryClient:
         self.last_error: str | None = None
         self.roster_seen = Event()
         self._uid = uid
-        self._secret = secret
+        self._secret = wire.secret_for(url, secret)
         self._role: wire.Role = "emitter" if role == "emitter" else "node"
         self._keys = wire.DiscoveryKeys(tokens)
         self._tokens = tokens
         self._accept_nodejs = accept_nodejs
+        self._tls = tls
         self._address_for = address_for
         self._on_roster = on_roster
+        self._on_away = on_away
         self._serve = serve
         self._why_not_we = ""
         pauses = _PAUSES if serve is None else _PAUSES_TO_SERVE
@@ -162,21 +174,23 @@ class DiscoveryClient:
 
     def _run(self) -> None:
         while not self._stopping:
+            exhausted = False
             try:
                 self._session()
             except MeshError as error:
+                exhausted = isinstance(error, ExhaustedError)
                 if not self._stopping:
                     self._fail(str(error).removeprefix(f"{self.url}: "))
-            except Exception as error:  # noqa: BLE001  # the top of a greenlet: a bug here must not end discovery
+            except (Exception, gevent.Timeout) as error:  # noqa: BLE001  # the top of a greenlet: a bug must not end discovery
                 self.last_error = repr(error)
                 _log.exception("the client of discovery %s crashed; it goes on", self.url)
-            gevent.sleep(self._backoff.next_delay())
+            gevent.sleep(EXHAUSTED_SECONDS if exhausted else self._backoff.next_delay())
 
     def _session(self) -> None:
         """One connection, from dialling to its end, which is always an exception."""
         if self._serve is not None:
             self._why_not_we = self._serve()
-        transport = dial(self.url, require_mesh=not self._accept_nodejs)
+        transport = dial(self.url, require_mesh=not self._accept_nodejs, tls=self._tls)
         connection = self._connection = _Connection(transport)
         try:
             roster = self._register(connection) if transport.speaks_mesh else self._register_nodejs(connection)
@@ -184,9 +198,11 @@ class DiscoveryClient:
             for message in connection.messages(wire.MAX_MESSAGE_ENTRIES):
                 self._take_message(roster.servers, message)
         finally:
-            self.connected = False
+            was_connected, self.connected = self.connected, False
             self._connection = None
             connection.end()
+            if was_connected:
+                self._on_away(self.url)
 
     def _register(self, connection: _Connection) -> wire.Roster:
         messages = connection.messages()
@@ -298,7 +314,7 @@ class _Connection:
         self._wake.set()
 
     def trust(self) -> None:
-        """The server is who it should be: it may send a whole roster, and is given a lease."""
+        """The server is who it should be: it may send a whole roster, and may be silent for longer."""
         self._frames.max_payload_bytes = wire.MAX_ROSTER_BYTES
         self._trusted = True
         self._heard_at = monotonic()
@@ -322,7 +338,8 @@ class _Connection:
                 self.send(frame(Opcode.PONG, payload, mask=True))
             elif opcode == Opcode.CLOSE:
                 code, reason = parse_close(payload)
-                raise _Ended(_ADVICE.get(code) or f"it closed the connection: {code} {reason}".rstrip())
+                said = reason if reason.isprintable() else ascii(reason)
+                raise _Ended(_ADVICE.get(code) or f"it closed the connection: {code} {said}".rstrip())
 
     def say_goodbye(self) -> None:
         """Tell the server that we leave, and close. Waits a short time for that to be sent."""
@@ -346,13 +363,20 @@ class _Connection:
         self._frames.feed(data)
 
     def _write(self) -> None:
+        try:
+            self._write_until_over()
+        finally:
+            # However it ends: nobody else would notice that the server is silent.
+            self.transport.abort()
+
+    def _write_until_over(self) -> None:
         ping_at = monotonic() + wire.PING_SECONDS
         with contextlib.suppress(ConnectionError):
             while not (self._closing and not self._queue):
                 self._wake.wait(timeout=wire.PING_SECONDS / 10)
                 self._wake.clear()
                 now = monotonic()
-                if now - self._heard_at > (wire.LEASE_SECONDS if self._trusted else _REGISTER_SECONDS):
+                if now - self._heard_at > (_SILENT_PINGS * wire.PING_SECONDS if self._trusted else _REGISTER_SECONDS):
                     self._silent = True
                     break
                 if now >= ping_at:
@@ -362,7 +386,6 @@ class _Connection:
                     self.transport.send(self._queue.popleft())
             if self._closing:
                 self.transport.close()
-        self.transport.abort()
 
 
 _PING = frame(Opcode.PING, b"", mask=True)

@@ -9,11 +9,16 @@ Rules:
 - The reader never runs application code that could wait (see `gevent_mesh.service`), and it gives way every few
   milliseconds, so that heartbeats and clients are served during a flood.
 - A reader that is at work on a message does not read: its peer is not silent then, and nobody kills it.
+- A reader that does not come back from a message is *left behind* with it (`leave_behind`): the link is over without
+  it, and the next one begins behind that message. So the message is acted on once, when the reader does come back.
+  Killing it would lose the rest, and sending it again would repeat what is done.
+- A link whose writer or heartbeat ends for any other reason than the link's end is cut, and the traceback logged.
 """
 
 from __future__ import annotations
 
 import logging
+import traceback
 from collections.abc import Callable
 from time import monotonic
 from typing import Any, Protocol
@@ -21,11 +26,12 @@ from typing import Any, Protocol
 import gevent
 from gevent.event import Event as GeventEvent
 
-from ..errors import HandshakeError, RemoteError
+from ..errors import HandshakeError, MessageError, RemoteError
 from ..protocol.frames import Refusal
 from ..protocol.link import AnyLinkProtocol, Claimed, Event, Identity, Left, Lost, Phase, Proven, Status
 from ..protocol.messages import ClusterMessage
 from ..protocol.peers import Peer
+from .lines import LinesPerSecond
 from .listener import StrangerTicket
 from .pause import SLICE_SECONDS, at_work, give_way, worked_at
 from .transport import Transport
@@ -36,7 +42,8 @@ logger = logging.getLogger(__name__)
 
 ACK_SECONDS = 0.2
 STUCK_SECONDS = 5.0
-"""A reader that has not given way for so long in the middle of a message does not come back."""
+"""A reader that has not given way for so long in the middle of a message does not come back. (It is left behind sooner
+where half of `heartbeat_timeout` is less, see `gevent_mesh.net.watch`.)"""
 PARTING_SECONDS = 1.0
 """How long the last words (BYE) may take to leave."""
 
@@ -87,7 +94,9 @@ class Link:
         self._wake = GeventEvent()
         self._idle = False
         self._is_handling = False
-        self._reader: gevent.Greenlet | None = None
+        self._is_over = False
+        self.lines = LinesPerSecond()
+        self.reader: gevent.Greenlet | None = None
         self._writer: gevent.Greenlet | None = None
         self._heart: gevent.Greenlet | None = None
         self._ack_timer: Any = None
@@ -126,20 +135,46 @@ class Link:
     @property
     def is_at_work(self) -> bool:
         """Whether the reader is in the middle of a message, and not stuck there."""
-        return self._is_handling and self._reader is not None and monotonic() - worked_at(self._reader) < STUCK_SECONDS
+        return self._is_handling and self.reader is not None and monotonic() - worked_at(self.reader) < STUCK_SECONDS
 
-    def kill(self, reason: str) -> None:
-        """End a link whose reader does not come back."""
+    @property
+    def reader_at(self) -> float | None:
+        """Where the reader is, as a number that changes whenever it comes further; None while it waits for bytes."""
+        if self.reader is None or not (self._is_handling or self.is_cut):
+            return None
+        return worked_at(self.reader)
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether the reader has nothing to do but to come back."""
+        return self.protocol.phase is Phase.CLOSED and not self._is_handling and not self._is_over
+
+    @property
+    def writer_at(self) -> int | None:
+        """The same for the writer; None while it has nothing to send, or the socket takes nothing."""
+        if self._writer is None or self._idle or not self.transport.is_writable:
+            return None
+        return self.transport.sent_bytes
+
+    def stacks(self) -> str:
+        """Where the reader and the writer stand."""
+        return "".join(
+            f"the {name}:\n{''.join(traceback.format_stack(greenlet.gr_frame))}"
+            for name, greenlet in (("reader", self.reader), ("writer", self._writer))
+            if greenlet is not None and greenlet.gr_frame is not None
+        )
+
+    def leave_behind(self, reason: str) -> None:
+        """End a link whose reader does not come back, without it."""
         self.cut(reason)
-        if self._reader is not None:
-            self._reader.kill(block=False)
+        self._finish()
 
     def forget(self) -> None:
         """In a forked child: give up our copy of the connection, and all greenlets, without a word to anybody."""
         self.protocol.close()
         self.transport.forget()
         self._end_ack_timer()
-        for greenlet in (self._reader, self._writer, self._heart):
+        for greenlet in (self.reader, self._writer, self._heart):
             if greenlet is not None:
                 greenlet.kill(block=False)
 
@@ -147,16 +182,23 @@ class Link:
 
     def run(self) -> None:
         """Read until the link is over. Never raises because of the other side."""
-        self._reader = gevent.getcurrent()
+        self.reader = gevent.getcurrent()
         self._writer = gevent.spawn(self._write)
+        self._writer.link(self._greenlet_ended)
         try:
             self._read()
         except RemoteError as exc:
-            self.error = exc
+            # Without its traceback, in whose frames what had come would be kept.
+            self.error = exc.with_traceback(None)
             self._reason = self._reason or str(exc)
-        except Exception:
+        except (Exception, gevent.Timeout):
             logger.exception("a link failed because of an error of ours: %r", self)
             self._reason = self._reason or "internal error"
+        except BaseException:
+            if self.protocol.phase is Phase.UP:
+                logger.exception("somebody has killed the reader of %r", self)
+                self._reason = self._reason or "its reader was killed"
+            raise
         finally:
             self._finish()
 
@@ -195,9 +237,13 @@ class Link:
     def _hand_on(self, peer: Peer, message: ClusterMessage) -> None:
         try:
             self._owner.link_message(peer, message)
-        except Exception:
-            # One message that we cannot handle must not cost the ones behind it.
-            logger.exception("a %s message from %s could not be handled", message.type.name, peer.uid)
+        except MessageError:
+            # It can only be seen here that it is malformed.
+            self.protocol.undecodable += 1
+        except (Exception, gevent.Timeout):
+            # One message that we cannot handle must not cost the ones behind it, and a thousand must not fill the log.
+            if self.lines.next(monotonic()) is not None:
+                logger.exception("a %s message from %s could not be handled", message.type.name, peer.uid)
 
     def _ask(self, decision: Callable[[], None]) -> None:
         try:
@@ -211,6 +257,7 @@ class Link:
         self.peer = self._owner.link_proven(self, identity)
         if self.protocol.phase is Phase.UP:
             self._heart = gevent.spawn(self._beat)
+            self._heart.link(self._greenlet_ended)
 
     def _after_receive(self) -> None:
         """Answer what came: handshake frames and pongs at once, acknowledgements at once or after a short while."""
@@ -239,15 +286,26 @@ class Link:
             timer.stop()
             timer.close()
 
+    def _greenlet_ended(self, greenlet: gevent.Greenlet) -> None:
+        # Runs in the hub: must not wait. They end by themselves when the link does, and not before.
+        if self.protocol.phase is not Phase.CLOSED and not self._is_over:
+            logger.error("a greenlet of %r has ended too early: %r", self, greenlet.exception or greenlet.value)
+            self.cut("internal error")
+
     def _finish(self) -> None:
+        if self._is_over:
+            return
+        self._is_over = True
         self._end_ack_timer()
         if self._heart is not None:
             self._heart.kill(block=False)
         self._part()
         self.protocol.close()
         self.transport.close()
-        self._owner.link_ended(self, self._reason)
-        self.ended.set()
+        try:
+            self._owner.link_ended(self, self._reason)
+        finally:
+            self.ended.set()
 
     def _part(self) -> None:
         """Let the writer say the last words, if there are any."""
@@ -255,7 +313,8 @@ class Link:
         if writer is None:
             return
         self.wake()
-        writer.join(PARTING_SECONDS if self.protocol.phase is Phase.CLOSED else 0)
+        has_last_words = self.protocol.phase is Phase.CLOSED and not self.transport.ended
+        writer.join(PARTING_SECONDS if has_last_words else 0)
         if not writer.dead:
             self.transport.abort()
             writer.kill(block=False)
@@ -277,13 +336,20 @@ class Link:
                 self._wake.clear()
         except OSError as exc:
             self.cut(f"sending failed: {exc}")
-        except Exception:
+        except (Exception, gevent.Timeout):
             logger.exception("the writer of a link failed because of an error of ours: %r", self)
             self.cut("internal error")
 
     # ------------------------------------------------------------------ heartbeat
 
     def _beat(self) -> None:
+        try:
+            self._beat_while_up()
+        except (Exception, gevent.Timeout):
+            logger.exception("the heartbeat of a link failed because of an error of ours: %r", self)
+            self.cut("internal error")
+
+    def _beat_while_up(self) -> None:
         protocol = self.protocol
         while protocol.phase is Phase.UP:
             gevent.sleep(max(0.0, protocol.next_tick() - monotonic()))

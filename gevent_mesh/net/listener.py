@@ -3,10 +3,11 @@
 Rules:
 
 - Whoever connects is a *stranger* until the owner of the connection calls `StrangerTicket.admitted`. A stranger has one
-  deadline, counted from accept, one cap on its HTTP bytes, and a place among a limited number. When the places are
-  taken, the **oldest** stranger goes and the newcomer stays: silent sockets cannot keep a node out.
+  deadline, counted from accept (TLS included), one cap on its HTTP bytes, and a place among a limited number. When the
+  places are taken, the **oldest** stranger goes and the newcomer stays: silent sockets cannot keep a node out.
 - The HTTP head is read whole, under its cap, before anything parses it. There is one request for each connection, its
   body is never read, and every answer closes.
+- Where certificates are asked for, a WebSocket needs one; plain HTTP (probes, scrapers) does not.
 - An upgrade with an Origin is refused: it comes from a browser, and no page may talk to a node.
 - The handler of gevent-websocket does the upgrade and nothing after it: its WebSocket object never reads or writes.
 - pywsgi's logs are off. What strangers do is counted, and told in at most one line a second.
@@ -16,6 +17,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import contextlib
 import errno
 import io
 import logging
@@ -32,8 +34,9 @@ from geventwebsocket.handler import WebSocketHandler
 
 from ..errors import StartError
 from ..protocol.address import format_host_port, is_loopback, plain_host
+from ..tls import NO_TLS, Tls, explain
 from .lines import LinesPerSecond
-from .transport import Transport
+from .transport import EXHAUSTED, Transport
 
 __all__ = ["Listener", "StrangerLimits", "StrangerTicket", "Strangers", "WSGIApp"]
 
@@ -42,9 +45,14 @@ _log = logging.getLogger(__name__)
 WSGIApp = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 
 _BACKLOG = 1024
+_ACCEPT_AGAIN_SECONDS = 0.1
+"""When to try again after there was no descriptor for a new connection."""
 _END_OF_HEAD = b"\r\n\r\n"
 _MESH_HEADER = "Mesh-Protocol"
 _MESH_VERSION = "1"
+_TLS_RECORD = 0x16
+"""How a connection with TLS begins, and no HTTP does."""
+_BAD_REQUEST = b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,6 +169,7 @@ class Listener:
         http_app: answers GET and HEAD without an upgrade, under the same deadline. Without it they are 404.
         require_mesh_header: refuse upgrades without ``Mesh-Protocol: 1``.
         limits: see `StrangerLimits`.
+        tls: whether it speaks TLS, and how.
 
     Attributes:
         strangers_cut: how many connections were cut or refused, by reason.
@@ -175,6 +184,7 @@ class Listener:
         http_app: WSGIApp | None = None,
         require_mesh_header: bool,
         limits: StrangerLimits = StrangerLimits(),
+        tls: Tls = NO_TLS,
     ) -> None:
         self.host = host
         self.port = port
@@ -183,6 +193,7 @@ class Listener:
         self._require_mesh_header = require_mesh_header
         self._on_websocket = on_websocket
         self._http_app = http_app or _not_found
+        self._tls = tls
         self._strangers = Strangers(limits)
         self._lines = LinesPerSecond()
         self._server: _Server | None = None
@@ -199,6 +210,19 @@ class Listener:
         self.port = sock.getsockname()[1]
         self._server = _Server(sock, self, self._http_app)
         self._server.start()
+
+    def revive(self) -> None:
+        """Listen again if accepting has ended: some errors are final ones to gevent."""
+        server = self._server
+        if server is None or not server.closed:
+            return
+        self._server = None
+        try:
+            self.start()
+            _log.error("port %s did not accept any more; it does again", self.port)
+        except StartError as error:
+            self._server = server
+            _log.error("port %s does not accept any more: %s", self.port, error)
 
     def stop(self) -> None:
         """Accept no more and abort the strangers. Connections that were admitted belong to their owner."""
@@ -226,7 +250,7 @@ class Listener:
         ticket = StrangerTicket(self, transport, plain_host(address[0]))
         try:
             self._make_room(ticket)
-            if self._upgrade(sock, address, transport, ticket):
+            if self._start_tls(transport, ticket) and self._upgrade(address, transport, ticket):
                 self._on_websocket(transport, ticket)
         except Exception:  # noqa: BLE001  # the top of a greenlet: whatever a handler does, only its connection ends
             self.strangers_cut["crashed"] += 1
@@ -240,15 +264,29 @@ class Listener:
         if victim is not None:
             victim[0]._cut(victim[1])
 
-    def _upgrade(
-        self, sock: socket.socket, address: tuple[Any, ...], transport: Transport, ticket: StrangerTicket
-    ) -> bool:
+    def _start_tls(self, transport: Transport, ticket: StrangerTicket) -> bool:
+        context = self._tls.server()
+        if context is None:
+            return True
+        try:
+            transport.start_tls(context)
+        except OSError as error:
+            # In good order: the other side is to read why.
+            transport.close()
+            problem = explain(error)
+            if problem:
+                self._tell("no TLS", ticket.host, problem)
+            return False
+        return True
+
+    def _upgrade(self, address: tuple[Any, ...], transport: Transport, ticket: StrangerTicket) -> bool:
         """Read and answer the request. True: it is a WebSocket now, and on_websocket's turn."""
         head = self._read_head(transport, ticket)
         if head is None or self._server is None:
             return False
-        handler = _Handler(sock, address, self._server, io.BytesIO(head))
+        handler = _Handler(transport, address, self._server, io.BytesIO(head))
         handler.require_mesh_header = self._require_mesh_header
+        handler.lacks_certificate = self._tls.asks_for_certificates and transport.certificate is None
         handler.handle()
         if handler.refused:
             self._tell(handler.refused, ticket.host)
@@ -270,9 +308,19 @@ class Listener:
                 # Port checks connect and leave; nothing to tell.
                 return None
             received += data
+            if received[0] == _TLS_RECORD and not self._tls.listens:
+                self._refuse_tls(transport, ticket)
+                return None
         head, _, behind = received.partition(_END_OF_HEAD)
         transport.unread(behind)
         return head + _END_OF_HEAD
+
+    def _refuse_tls(self, transport: Transport, ticket: StrangerTicket) -> None:
+        with contextlib.suppress(ConnectionError):
+            # Something that is not TLS tells the other side more than an end does.
+            transport.send(_BAD_REQUEST)
+        transport.close()
+        self._tell("it speaks TLS, and this port does not", ticket.host)
 
     def _tell(self, reason: str, host: str, detail: str = "") -> None:
         self.strangers_cut[reason] += 1
@@ -297,6 +345,20 @@ class _Server(WSGIServer):  # type: ignore[misc]  # gevent ships no types
     def handle(self, sock: socket.socket, address: tuple[Any, ...]) -> None:
         self._listener._serve(sock, address)
 
+    def do_read(self) -> tuple[socket.socket, tuple[Any, ...]] | None:
+        try:
+            found: tuple[socket.socket, tuple[Any, ...]] | None = super().do_read()
+        except OSError as error:
+            if error.errno not in EXHAUSTED:
+                raise
+            # gevent would print a traceback for each try, and wait longer each time. Who knocks waits in the backlog.
+            self._listener._tell(f"cannot accept: {error.strerror}", "those who wait")
+            self.stop_accepting()
+            self._timer = self.loop.timer(_ACCEPT_AGAIN_SECONDS)
+            self._timer.start(self._start_accepting_if_started)
+            return None
+        return found
+
 
 class _Handler(WebSocketHandler):  # type: ignore[misc]  # gevent-websocket ships no types
     """One HTTP request, its head already read. Never reads the socket; answers and stops, with the socket open.
@@ -310,10 +372,12 @@ class _Handler(WebSocketHandler):  # type: ignore[misc]  # gevent-websocket ship
     # gevent-websocket logs what strangers send, line by line and without a limit. We tell it ourselves.
     logger = logging.Logger(f"{__name__}.silent", logging.CRITICAL + 1)
 
-    def __init__(self, sock: socket.socket, address: tuple[Any, ...], server: _Server, rfile: io.BytesIO) -> None:
+    def __init__(self, transport: Transport, address: tuple[Any, ...], server: _Server, rfile: io.BytesIO) -> None:
+        # All that is asked of the socket is `sendall`.
         # A given rfile also keeps pywsgi from sock.makefile(), which would hold the socket open behind an abort().
-        super().__init__(sock, address, server, rfile)
+        super().__init__(transport, address, server, rfile)
         self.require_mesh_header = True
+        self.lacks_certificate = False
         self.upgraded = False
         self.speaks_mesh = False
         self.refused = ""
@@ -363,9 +427,12 @@ class _Handler(WebSocketHandler):  # type: ignore[misc]  # gevent-websocket ship
     def _handle_client_error(self, _ex: Exception) -> tuple[str, bytes]:
         # pywsgi prints a traceback for the more unusual kinds of garbage.
         self.refused = "malformed HTTP"
-        return "400", b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
+        return "400", _BAD_REQUEST
 
     def handle_error(self, t: type[BaseException], v: BaseException, tb: Any) -> None:
+        if isinstance(v, OSError):
+            # The other side has gone meanwhile. pywsgi knows that by some error numbers only, none of them of TLS.
+            return
         self.refused = "crashed"
         _log.error("answering %r crashed", self.requestline, exc_info=(t, v, tb))
         self._send_error_response_if_possible(500)
@@ -374,6 +441,8 @@ class _Handler(WebSocketHandler):  # type: ignore[misc]  # gevent-websocket ship
         environ = self.environ
         if _asks_for_websocket(environ):
             self.speaks_mesh = environ.get("HTTP_MESH_PROTOCOL") == _MESH_VERSION
+            if self.lacks_certificate:
+                return "403 Forbidden", "no client certificate"
             return _upgrade_problem(environ, must_speak_mesh=self.require_mesh_header)
         if environ["REQUEST_METHOD"] not in ("GET", "HEAD"):
             return "405 Method Not Allowed", "only GET is served here"

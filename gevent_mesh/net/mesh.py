@@ -18,16 +18,19 @@ from typing import Any, Protocol
 
 import gevent
 from gevent.event import Event
+from gevent.lock import BoundedSemaphore
 from gevent.pool import Group
 
 from ..config import MeshConfig
-from ..errors import DialError, HandshakeError, StartError
-from ..protocol.address import format_host_port, is_loopback
+from ..errors import DialError, ExhaustedError, HandshakeError, StartError
+from ..protocol.address import Address, is_loopback
+from ..protocol.discovery import SECRET_BYTES
 from ..protocol.frames import NONCE_BYTES, Refusal, Role, is_uid
+from ..protocol.gossip import Gossip, digest, lacking, nodes, nodes_wanted
 from ..protocol.handshake import Keys
 from ..protocol.link import AnyLinkProtocol, Identity, Left, LinkProtocol, Lost, Phase, Status
 from ..protocol.membership import Change, PeerState
-from ..protocol.messages import ClusterMessage
+from ..protocol.messages import ClusterMessage, MessageType, encode
 from ..protocol.nodejs import HELLO_SECONDS, NodejsLinkProtocol, ReadPacket, Translator
 from ..protocol.peers import Peer, PeerTable
 from .dialer import dial
@@ -36,15 +39,20 @@ from .link import STUCK_SECONDS, Link
 from .listener import Listener, StrangerTicket
 from .outboxes import Counters, Outboxes
 from .transport import Transport
+from .watch import Watch
 
 __all__ = ["Mesh", "MeshOwner", "PeerInfo"]
 
 HANDSHAKE_SECONDS = 5.0
 SWEEP_SECONDS = 1.0
 FLUSH_SECONDS = 2.0
+TLS_AT_ONCE = 8
+"""TLS handshakes of dials. They cost milliseconds of CPU: were a hundred begun at once, none might be done in time."""
 STUCK_READER_SECONDS = STUCK_SECONDS
 """How long a former link's reader is waited for."""
 WHY_LOST = "the link was down for longer than the resume window, or more was sent meanwhile than the outbox holds"
+_GOSSIP = frozenset((MessageType.NODES_WANTED, MessageType.NODES))
+"""Messages that are for the mesh itself."""
 SAME_FAILURE_SECONDS = 60.0
 """A peer that keeps failing in the same way is logged this often."""
 
@@ -80,8 +88,11 @@ class MeshOwner(Protocol):
     def on_lapsed(self, peer: Peer) -> None:
         """This peer is not present any more (see `gevent_mesh.protocol.peers`), until it is linked again."""
 
+    def on_heartbeat(self, peer: Peer) -> None:
+        """A heartbeat came, in a link's reader: hand it on as a message (see `gevent_mesh.protocol.hearing`)."""
+
     def on_sweep(self, now: float) -> None:
-        """About once a second; `now` is monotonic."""
+        """About once a second, or more often with a short `heartbeat_timeout`; `now` is monotonic."""
 
     def status(self) -> dict[str, Any]:
         """Small facts about this node for its heartbeats: ``clients``, ``namespaces``."""
@@ -128,18 +139,26 @@ class Mesh:
         self._logger = logger
         self._serve_discovery = serve_discovery
         self._keys = Keys(config.tokens)
+        self._secret = secrets.token_bytes(SECRET_BYTES)
         self._told_not_for_nodejs = -math.inf
         self._translator: Translator | None = None
         if config.node_interop and read_packet is not None:
             self._translator = Translator(uid, read_packet, self._not_for_nodejs)
         self._links: dict[str, Link] = {}
         self.outboxes = Outboxes(self.table, self._links, config, self.counters, logger)
+        self.swept_at = monotonic()
+        self._sweep_seconds = min(SWEEP_SECONDS, config.heartbeat_timeout / 8)
+        stuck_seconds = min(STUCK_SECONDS, config.heartbeat_timeout / 2)
+        self.watch = Watch(math.ceil(stuck_seconds / self._sweep_seconds) + 1, logger)
         self._dialled: dict[str, Link] = {}
         self._connections: set[Link] = set()
+        self._gossip = Gossip()
+        self._digest: bytes | None = None
         self._last_failure: dict[str, tuple[str, float]] = {}
         self._kick = Event()
         self._changed = Event()
         self._dials = Group()
+        self._tls_turns = BoundedSemaphore(TLS_AT_ONCE)
         self._scheduler: gevent.Greenlet | None = None
         self._listener: Listener | None = None
         self._discovery: list[DiscoveryClient] = []
@@ -159,6 +178,7 @@ class Mesh:
                 self.config.port,
                 on_websocket=self._accept,
                 require_mesh_header=self._translator is None,
+                tls=self.config.tls,
             )
             try:
                 self._listener.start()
@@ -168,18 +188,19 @@ class Mesh:
             # Binding may wait, and somebody may have stopped us meanwhile.
             self._end()
             return
-        secret = secrets.token_bytes(16)
         self._discovery = [
             DiscoveryClient(
                 url,
                 uid=self.uid,
-                secret=secret,
+                secret=self._secret,
                 role="node",
                 tokens=self.config.tokens,
                 address_for=self._address_for,
                 on_roster=self._take_roster,
+                on_away=self._roster_away,
                 # Nobody but nodes of ours serves embedded discovery: nobody else is to get the token.
                 accept_nodejs=self._translator is not None and self._serve_discovery is None,
+                tls=self.config.tls,
                 serve=self._serve_discovery,
             )
             for url in self.config.discovery
@@ -188,25 +209,29 @@ class Mesh:
             client.start()
         self._scheduler = gevent.spawn(self._schedule)
 
-    def stop(self, timeout: float = FLUSH_SECONDS) -> None:
+    def stop(self, timeout: float = FLUSH_SECONDS) -> bool:
         """Leave the mesh: say so, after what was published has gone out.
 
         Args:
             timeout: the most seconds to wait until peers, also those that are not linked yet, have what is theirs.
+
+        Returns:
+            Whether they have.
         """
-        self.outboxes.flush(timeout)
+        is_flushed = self.outboxes.flush(timeout)
         self._stopping = True
         self._end()
+        return is_flushed
 
     def _end(self) -> None:
-        for client in self._discovery:
-            client.stop()
         if self._listener is not None:
             self._listener.stop()
         if self._scheduler is not None:
             self._scheduler.kill()
+        # At the same time, for peers should not wait for our goodbye while discovery does not answer.
         partings = [gevent.spawn(link.leave, Refusal.LEAVING, "leaving") for link in list(self._connections)]
-        gevent.joinall(partings)
+        gevent.joinall([*partings, *(gevent.spawn(client.stop) for client in self._discovery)])
+        self.watch.end()
         self._dials.kill()
 
     def forget(self) -> None:
@@ -228,7 +253,7 @@ class Mesh:
             return self.config.address
         wildcard = self.config.host in ("", "0.0.0.0", "::")
         host = local_host if wildcard else self.config.host
-        address = f"ws://{format_host_port(host, self.port)}"
+        address = str(Address(self.config.tls.listens, host, self.port))
         # With several discovery servers, what other machines can use is worth more than loopback.
         if not self.address or not is_loopback(host):
             self.address = address
@@ -277,9 +302,12 @@ class Mesh:
         # Others than ours have names of another form; what is not a node of this kind cannot be linked.
         nodes = {uid: address for uid, address in servers.items() if is_uid(uid)}
         self._report(self.table.roster(source, nodes, complete, monotonic(), removed))
-        self.outboxes.roster_came()
+        self.outboxes.roster_came(complete, monotonic())
         self._tell_lapsed()
         self._kick.set()
+
+    def _roster_away(self, source: str) -> None:
+        self.table.members.roster_away(source, monotonic())
 
     def _report(self, changes: list[Change]) -> None:
         self.outboxes.take_changes(changes)
@@ -319,22 +347,32 @@ class Mesh:
     # ------------------------------------------------------------------ scheduler
 
     def _schedule(self) -> None:
-        swept_at = monotonic()
         while True:
-            now = monotonic()
-            if now - swept_at >= SWEEP_SECONDS:
-                swept_at = now
-                self._sweep(now)
-            for peer in self.table.due(now):
-                self.table.dial_started(peer)
-                self._dials.spawn(self._dial, peer)
-            self._tell_lapsed()
-            due = min(self.table.next_due(now) or math.inf, self.table.next_lapse() or math.inf)
-            self._kick.wait(min(SWEEP_SECONDS, max(0.0, due - now)))
-            self._kick.clear()
+            try:
+                self._attend()
+            except (Exception, gevent.Timeout):
+                self._logger.exception("the scheduler failed because of an error of ours; it goes on")
+                gevent.sleep(self._sweep_seconds)
+
+    def _attend(self) -> None:
+        now = monotonic()
+        if now - self.swept_at >= self._sweep_seconds:
+            self.swept_at = now
+            self._sweep(now)
+        for peer in self.table.due(now):
+            self.table.dial_started(peer, now)
+            self._dials.spawn(self._dial, peer)
+        self._tell_lapsed()
+        due = min(self.table.next_due(now) or math.inf, self.table.next_lapse() or math.inf)
+        self._kick.wait(min(self._sweep_seconds, max(0.0, due - now)))
+        self._kick.clear()
 
     def _sweep(self, now: float) -> None:
+        self.watch.look(list(self._links.values()))
+        if self._listener is not None:
+            self._listener.revive()
         self._report(self.table.tick(now))
+        self.outboxes.tick(now)
         self._tell("of the sweep", self._owner.on_sweep, now)
 
     # ------------------------------------------------------------------ dialling and accepting
@@ -348,6 +386,7 @@ class Mesh:
             self._keys,
             nonce=secrets.token_bytes(NONCE_BYTES),
             now=monotonic(),
+            secret=self._secret,
             heartbeat_interval=self.config.heartbeat_interval,
             heartbeat_timeout=self.config.heartbeat_timeout,
             **options,
@@ -373,22 +412,38 @@ class Mesh:
             self._logger.warning("a message cannot go to Node.js peers: %s", reason)
 
     def _dial(self, peer: Peer) -> None:
+        attempt = peer.attempt
         error: Exception | None = None
         try:
-            # A Node peer is sent the token: never whoever has come to the address of a node that needs none.
-            require_mesh = self._translator is None or peer.has_proved_itself
-            transport = dial(peer.member.address, timeout_seconds=HANDSHAKE_SECONDS, require_mesh=require_mesh)
-        except DialError as exc:
-            error = exc
-        else:
-            if self._still_wanted(peer):
-                error = self._run_dialled(peer, transport)
-            else:
-                transport.abort()
-        if peer.dialing:
-            self.table.dial_failed(peer, monotonic())
+            error = self._dial_and_run(peer)
+        except (Exception, gevent.Timeout) as exc:
+            self._logger.exception("dialling %s failed because of an error of ours", peer.uid)
+            error = DialError(repr(exc))
+        # Another dial may be under way when the reader of a link that was up comes back late.
+        if peer.dialing and peer.attempt == attempt:
+            self.table.dial_failed(peer, monotonic(), exhausted=isinstance(error, ExhaustedError))
             self._dial_failed(peer, error)
         self._kick.set()
+
+    def _dial_and_run(self, peer: Peer) -> Exception | None:
+        """Dial, and be the reader of the link. Returns why there was none."""
+        # A Node peer is sent the token: never whoever has come to the address of a node that needs none.
+        require_mesh = self._translator is None or peer.has_proved_itself or bool(peer.member.told_by)
+        try:
+            transport = dial(
+                peer.member.address,
+                timeout_seconds=HANDSHAKE_SECONDS,
+                require_mesh=require_mesh,
+                tls=self.config.tls,
+                is_peer=True,
+                turns=self._tls_turns,
+            )
+        except DialError as exc:
+            return exc
+        if self._still_wanted(peer):
+            return self._run_dialled(peer, transport)
+        transport.abort()
+        return None
 
     def _still_wanted(self, peer: Peer) -> bool:
         return not self._stopping and peer.dialing and peer.link is None and self.table.get(peer.uid) is peer
@@ -444,16 +499,19 @@ class Mesh:
         code = error.code if isinstance(error, HandshakeError) else None
         if code == Refusal.WRONG_PEER and not self.table.members.is_listed(peer.uid):
             # Somebody else lives at its address, and nobody knows another one.
-            self._report(self.table.left(peer.uid))
+            self._report(self.table.forget(peer.uid))
+        elif isinstance(error, ExhaustedError):
+            # Once for all peers: it has nothing to do with them.
+            self._log_failure("", "cannot dial: this process has no descriptor left")
         elif code != Refusal.DUPLICATE:
-            self._log_failure(peer, str(error))
+            self._log_failure(peer.uid, f"no link to {peer.uid} at {peer.member.address}: {error}")
 
-    def _log_failure(self, peer: Peer, text: str) -> None:
+    def _log_failure(self, uid: str, text: str) -> None:
         now = monotonic()
-        last, at = self._last_failure.get(peer.uid, ("", 0.0))
+        last, at = self._last_failure.get(uid, ("", 0.0))
         if text != last or now - at > SAME_FAILURE_SECONDS:
-            self._last_failure[peer.uid] = (text, now)
-            self._logger.warning("no link to %s at %s: %s", peer.uid, peer.member.address, text)
+            self._last_failure[uid] = (text, now)
+            self._logger.warning("%s", text)
 
     # ------------------------------------------------------------------ what links say (LinkOwner)
 
@@ -463,15 +521,18 @@ class Mesh:
     def link_proven(self, link: Link, identity: Identity) -> Peer:
         if self._stopping:
             raise HandshakeError(Refusal.BUSY, "this node is about to stop")
-        self.table.check_proven(link.protocol, identity.uid)
+        if link.ticket is not None:
+            self._check_name(link.transport, identity)
+        self._check_proven(link, identity.uid)
         while (old := self._links.get(identity.uid)) is not None:
             self._replace(old)
             # That may have waited: another link of the pair may have come first, and this one may be gone.
             if link.protocol.phase is not Phase.PROVEN:
                 raise HandshakeError(Refusal.BUSY, "the link has ended meanwhile")
-            self.table.check_proven(link.protocol, identity.uid)
+            self._check_proven(link, identity.uid)
         peer, changes = self.table.link_up(link.protocol, identity, monotonic())
         self._links[peer.uid] = link
+        self._digest = None
         # Before anything that may let others run, such as logging: what was kept for a newcomer comes first.
         self._report(changes)
         dialled = self._dialled.pop(peer.uid, link)
@@ -486,6 +547,19 @@ class Mesh:
         self._logger.info("link up: %s (%s)", peer.uid, peer.member.address or "emitter")
         return peer
 
+    def _check_name(self, transport: Transport, identity: Identity) -> None:
+        address = None if identity.role is Role.EMITTER else identity.address
+        problem = self.config.tls.name_problem(transport.certificate, address)
+        if problem:
+            raise HandshakeError(Refusal.UNAUTHORIZED, problem)
+
+    def _check_proven(self, link: Link, uid: str) -> None:
+        try:
+            self.table.check_proven(link.protocol, uid)
+        except HandshakeError as exc:
+            self.counters.takeovers_refused += exc.code == Refusal.TAKEN
+            raise
+
     def _note_lost(self, peer: Peer) -> None:
         lost = peer.session.sent_lost - peer.sent_lost_reported
         if lost:
@@ -499,26 +573,48 @@ class Mesh:
             if old.is_at_work:
                 # Half of a command would be done, and counted as done.
                 raise HandshakeError(Refusal.BUSY, "the pair's former link is still at work on a message")
-            self._logger.error("the reader of %r is stuck; it is killed", old)
-            old.kill("stuck")
-            old.ended.wait(STUCK_READER_SECONDS)
+            self._logger.error("%r is stuck: its reader does not come back.\n%s", old, old.stacks())
+            self.watch.keep(old)
+            old.leave_behind("stuck")
 
     def link_event(self, link: Link, event: Status | Lost | Left) -> None:
         peer = link.peer
         if peer is None:
             return
         if isinstance(event, Status):
-            _take_status(peer, event.facts)
+            self._take_status(link, peer, event.facts)
+            self._compare(peer, event.facts.get("nodes"))
         elif isinstance(event, Lost):
             self.counters.received_lost += event.count
-            self._logger.error("%d messages from %s were lost: %s", event.count, peer.uid, WHY_LOST)
+            # A peer has reason to say so once for each link.
+            if link.lines.next(monotonic()) is not None:
+                self._logger.error("%d messages from %s were lost: %s", event.count, peer.uid, WHY_LOST)
         elif event.code == Refusal.LEAVING:
             self._report(self.table.left(peer.uid))
             self._tell_lapsed()
 
+    def _take_status(self, link: Link, peer: Peer, facts: dict[str, Any]) -> None:
+        """What a heartbeat says of its sender; it may be of any type."""
+        if peer.is_emitter:
+            return
+        clients, namespaces, sent = facts.get("clients"), facts.get("namespaces"), facts.get("sent")
+        peer.clients = clients if type(clients) is int else None
+        if type(namespaces) is list:
+            peer.namespaces = frozenset(namespace for namespace in namespaces if type(namespace) is str)
+        dropped = link.protocol.undecodable + link.protocol.spoofed
+        peer.hearing.heartbeat(sent if type(sent) is int else None, dropped)
+        self._tell("of a heartbeat", self._owner.on_heartbeat, peer)
+        if peer.hearing.judge(monotonic()):
+            self._logger.error("deaf to %s: it is read, and no service acts on what it sends; it is relinked", peer.uid)
+            link.cut("nothing that came was acted on")
+
     def link_message(self, peer: Peer, message: ClusterMessage) -> None:
         self.counters.messages_received += 1
-        self._owner.on_message(peer, message)
+        if message.type in _GOSSIP:
+            self._take_gossip(peer, message)
+            peer.hearing.acted()
+        else:
+            self._owner.on_message(peer, message)
 
     def link_relieved(self) -> None:
         self.outboxes.relieved()
@@ -533,20 +629,36 @@ class Mesh:
         self.counters.links_down += 1
         self._logger.info("link down: %s (%s)", peer.uid, reason)
         changes = self.table.link_down(link.protocol, monotonic())
+        self._digest = None
         self._report(changes)
         self._changed.set()
         self.outboxes.relieved()
         self._kick.set()
 
     def status(self) -> dict[str, Any]:
-        return self._owner.status()
+        return {**self._owner.status(), "nodes": self._digest_of_links()}
 
+    # ------------------------------------------------------------------ gossip
 
-def _take_status(peer: Peer, facts: dict[str, Any]) -> None:
-    """What a heartbeat says of its sender; it may be of any type."""
-    if peer.is_emitter:
-        return
-    clients, namespaces = facts.get("clients"), facts.get("namespaces")
-    peer.clients = clients if type(clients) is int else None
-    if type(namespaces) is list:
-        peer.namespaces = frozenset(namespace for namespace in namespaces if type(namespace) is str)
+    def _digest_of_links(self) -> bytes:
+        if self._digest is None:
+            self._digest = digest([self.uid, *self.table.linked()])
+        return self._digest
+
+    def _compare(self, peer: Peer, theirs: object) -> None:
+        """A peer told the digest of its links: ask it, if it may know somebody whom we do not."""
+        now = monotonic()
+        if not peer.is_emitter and self._gossip.asks(peer.uid, theirs, self._digest_of_links(), now):
+            self._say(peer, MessageType.NODES_WANTED, nodes_wanted(self.table.sought(now)))
+
+    def _take_gossip(self, peer: Peer, message: ClusterMessage) -> None:
+        if peer.is_emitter:
+            self.counters.spoofed += 1
+        elif message.type is MessageType.NODES_WANTED:
+            self._say(peer, MessageType.NODES, nodes(lacking(self.table.linked(), message.data["known"])))
+        elif self._gossip.takes(peer.uid):
+            self._report(self.table.told(peer.uid, message.data["nodes"], monotonic()))
+            self._kick.set()
+
+    def _say(self, peer: Peer, kind: MessageType, data: dict[str, Any]) -> None:
+        self.outboxes.send(peer.uid, encode(kind, self.uid, "/", data))

@@ -4,17 +4,21 @@ Rules:
 
 - A message is one bytes object, shared by all outboxes.
 - A loop that publishes without a pause starves nobody: it gives way to the writers when much is unsent, and waits for
-  peers that are behind as long as they keep moving (`Patience`).
+  peers that are behind as long as they keep moving (`Patience`): before a message for which there is no room, else
+  behind it, so that the other peers have it by then.
 - An outbox that would overflow while its link is up belongs to a slow consumer: the link is cut. From then on the
   oldest messages make room, and are counted when the link is back.
 - Who can hold back the source of what it publishes waits longer (`wait_for_room`): for peers without a link as well, so
   that nothing makes room.
-- What is published before the first roster has come is kept for whoever becomes known until then.
+- What is published before the first roster has come is kept for whoever becomes known until then. Is that roster not
+  complete, for its server has just started, then the nodes that it does not name yet come from peers, or are back in a
+  moment: for them what is published is kept for another `KEEP_SECONDS`.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -38,6 +42,10 @@ UNSENT_HIGH_WATER_BYTES = 64 * 1024
 RELIEF_SECONDS = 0.05
 """How long a publisher waits for an acknowledgement before it looks again whom to wait for."""
 
+KEEP_SECONDS = 10.0
+"""How long old nodes may take to become known behind a roster that is not complete: twice the longest pause between two
+tries of a client of discovery. Longer lets a node that is really new hear more of what was said before its time."""
+
 ROOM_SECONDS = 60.0
 """How long one message waits for room at the most, however much the peers keep moving."""
 
@@ -55,6 +63,7 @@ class Counters:
     slow_consumers: int = 0
     spoofed: int = 0
     undecodable: int = 0
+    takeovers_refused: int = 0
     before_roster_dropped: int = 0
     not_for_nodejs: int = 0
     slow_clients: int = 0
@@ -70,6 +79,9 @@ class Outboxes:
         config: the limit of an outbox, and whether there is a roster to wait for.
         counters: where to count.
         logger: where to report.
+
+    Attributes:
+        awaits_roster: no discovery server has told its roster yet, so that most peers are not known.
     """
 
     def __init__(
@@ -93,9 +105,11 @@ class Outboxes:
         self._moved: dict[str, tuple[int, float]] = {}
         self._relief = Event()
         self._is_waited_for = False
-        self._before_roster: deque[bytes] | None = deque() if config.discovery else None
-        self._before_roster_bytes = 0
-        self._dropped_before_roster = 0
+        self.awaits_roster = bool(config.discovery)
+        self._kept: deque[bytes] | None = deque() if config.discovery else None
+        self._kept_bytes = 0
+        self._dropped = 0
+        self._keeps_until = math.inf
 
     # ------------------------------------------------------------------ publishing
 
@@ -112,6 +126,8 @@ class Outboxes:
             unsent = max(unsent, self._append(peer, message))
         if unsent > self._high_water_bytes and gevent.getcurrent() is not gevent.get_hub():
             give_way()
+        if not at_once:
+            self.keep_pace(peers)
 
     def send(self, uid: str, message: bytes) -> bool:
         """Put a message into one peer's outbox. Never waits.
@@ -151,17 +167,20 @@ class Outboxes:
 
     # ------------------------------------------------------------------ pace
 
-    def _is_crowded(self, session: Session, size: int) -> bool:
+    def _is_crowded(self, session: Session, room: int) -> bool:
         """Whether a publisher should wait: what is sent and not acknowledged is on its way to overflow as well."""
-        if not session.attached:
-            return False
-        return session.outbox_bytes > self._half_bytes or not session.fits(size)
+        return session.attached and not session.fits(room)
 
-    def keep_pace(self, peers: Sequence[Peer], size: int) -> None:
-        """Wait for those of these peers that are behind and keep moving, before a message of this size is published."""
+    def keep_pace(self, peers: Sequence[Peer], room: int = 0) -> None:
+        """Wait for those of these peers that are behind and keep moving.
+
+        Args:
+            room: bytes that are to fit into their outboxes; half of all, if left out.
+        """
+        room = room or self._half_bytes
         for peer in peers:
-            if self._is_crowded(peer.session, size):
-                self._wait_for_relief_of(peers, size)
+            if self._is_crowded(peer.session, room):
+                self._wait_for_relief_of(peers, room)
                 return
 
     def wait_for_room(self, size: int) -> None:
@@ -170,7 +189,7 @@ class Outboxes:
         Not for those that have taken nothing for `heartbeat_timeout`: their oldest messages make room, as always. What
         has been seen holds until the caller lets others run.
         """
-        self.keep_pace(self._table.owed(), size)
+        self.keep_pace(self._table.owed(), max(size, self._half_bytes))
         ends_at = monotonic() + ROOM_SECONDS
         while (now := monotonic()) < ends_at and self._may_any_get_room(size, now):
             self._wait_for_relief(RELIEF_SECONDS)
@@ -191,23 +210,23 @@ class Outboxes:
         self._moved[peer.uid] = (taken, since)
         return now - since < self._silence_seconds
 
-    def _wait_for_relief_of(self, peers: Sequence[Peer], size: int) -> None:
+    def _wait_for_relief_of(self, peers: Sequence[Peer], room: int) -> None:
         if gevent.getcurrent() is gevent.get_hub():
             return
         give_way()
-        while waited_for := self._worth_waiting_for(peers, size):
+        while waited_for := self._worth_waiting_for(peers, room):
             since = monotonic()
             self._wait_for_relief(RELIEF_SECONDS)
             now = monotonic()
             for patience in waited_for:
                 patience.spend(since, now)
 
-    def _worth_waiting_for(self, peers: Sequence[Peer], size: int) -> list[Patience]:
-        """The patience with each peer that has no room and keeps moving."""
+    def _worth_waiting_for(self, peers: Sequence[Peer], room: int) -> list[Patience]:
+        """The patience with each peer that has not so much room and keeps moving."""
         found = []
         for peer in peers:
             link = self._links.get(peer.uid)
-            if link is not None and self._is_crowded(peer.session, size):
+            if link is not None and self._is_crowded(peer.session, room):
                 patience = self._patience.setdefault(peer.uid, Patience())
                 # Not only what is acknowledged counts: a large message is when all of it is there.
                 patience.earn(peer.session.acked_bytes + link.transport.delivered_bytes)
@@ -222,7 +241,7 @@ class Outboxes:
             Whether it is.
         """
         deadline = monotonic() + timeout
-        while self._before_roster or any(self._is_owed(peer) for peer in self._table):
+        while (self.awaits_roster and self._kept) or any(self._is_owed(peer) for peer in self._table):
             left = deadline - monotonic()
             if left <= 0:
                 return False
@@ -246,41 +265,45 @@ class Outboxes:
 
     # ------------------------------------------------------------------ while the mesh forms
 
-    @property
-    def awaits_roster(self) -> bool:
-        """Whether no discovery server has told its roster yet, so that most peers are not known."""
-        return self._before_roster is not None
-
     def keep_for_newcomers(self, message: bytes) -> None:
-        """Keep a message for peers that become known until the first roster has come, the oldest first to go."""
-        kept = self._before_roster
+        """Keep a message for peers that become known while the mesh forms, the oldest first to go."""
+        kept = self._kept
         if kept is None:
             return
         kept.append(message)
-        self._before_roster_bytes += len(message)
-        while self._before_roster_bytes > self._limit_bytes:
-            self._before_roster_bytes -= len(kept.popleft())
-            self._dropped_before_roster += 1
-            self._counters.before_roster_dropped += 1
+        self._kept_bytes += len(message)
+        while self._kept_bytes > self._limit_bytes:
+            self._kept_bytes -= len(kept.popleft())
+            if self.awaits_roster:
+                self._dropped += 1
+                self._counters.before_roster_dropped += 1
 
     def take_changes(self, changes: Iterable[Change]) -> None:
         """Peers have come or gone: newcomers get what was kept for them, before anything else is sent to them."""
         for change in changes:
-            if change.after in (None, PeerState.ALIVE):
-                # Gone, or back: patience begins anew.
-                self._patience.pop(change.uid, None)
-                self._moved.pop(change.uid, None)
             peer = self._table.get(change.uid)
+            if change.after in (None, PeerState.ALIVE):
+                self._moved.pop(change.uid, None)
+                if peer is None or not peer.session.overflowed:
+                    # Gone, or back: patience begins anew. Whoever was too slow has to earn it.
+                    self._patience.pop(change.uid, None)
             if change.before is None and peer is not None and peer.receives_events:
-                for message in self._before_roster or ():
+                for message in self._kept or ():
                     self._append(peer, message)
 
-    def roster_came(self) -> None:
-        """A roster has been taken: whoever comes from now on is new to the mesh."""
-        if self._dropped_before_roster:
+    def roster_came(self, complete: bool, now: float) -> None:
+        """A roster has been taken. When it was complete, whoever comes from now on is new to the mesh."""
+        if self._dropped:
             self._logger.error(
                 "%d messages that were emitted before discovery answered are lost: more than the outbox holds",
-                self._dropped_before_roster,
+                self._dropped,
             )
-        self._before_roster = None
-        self._before_roster_bytes = self._dropped_before_roster = 0
+            self._dropped = 0
+        self.awaits_roster = False
+        self._keeps_until = min(self._keeps_until, now if complete else now + KEEP_SECONDS)
+        self.tick(now)
+
+    def tick(self, now: float) -> None:
+        """Keep nothing for longer than it is needed."""
+        if now >= self._keeps_until:
+            self._kept = None

@@ -12,18 +12,27 @@ Rules:
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
+import select
 import struct
 import sys
 import termios
+from collections.abc import Mapping
+from typing import Any
 
 from gevent import socket
+from gevent.exceptions import ConcurrentObjectUseError
 from gevent.monkey import get_original
 
 from ..protocol.address import format_host_port, plain_host
+from ..tls import wrap
 
-__all__ = ["Transport"]
+__all__ = ["EXHAUSTED", "Transport"]
+
+EXHAUSTED = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM))
+"""Errors that say nothing about the other side: this process, or this machine, has no room for another connection."""
 
 #: A read asks for little, as most of what comes is small: a buffer of 256 KiB is a fresh mapping in the kernel each
 #: time (24 us a read, measured, against 3 us). After a read that was filled to the brim the next one asks for a lot.
@@ -34,6 +43,10 @@ _LARGE_READ_BYTES = 256 * 1024
 _MAX_DRAINED_BYTES = 1024 * 1024
 
 _NO_LINGER = struct.pack("ii", 1, 0)
+
+#: What gevent's SSLSocket raises besides OSError: when somebody else has ended it (its SSL object is gone), or when the
+#: other side makes the reader write, or the writer read, while another greenlet is at it. TLS 1.3 has no need of that.
+_LET_GO = (ValueError, AttributeError, ConcurrentObjectUseError)
 
 
 class Transport:
@@ -48,6 +61,10 @@ class Transport:
         peer_address: ``host:port`` of the other end, for people.
         local_host: our own IP address as the other end sees it.
         speaks_mesh: where we dialled: the other end has answered ``Mesh-Protocol: 1``.
+        certificate: what the other end has shown and was checked (as `ssl.SSLSocket.getpeercert` tells it); None
+            without TLS, or where it has shown none.
+        error: why the last `recv` failed.
+        sent_bytes: what our kernel has taken.
     """
 
     def __init__(self, sock: socket.socket, *, is_client: bool) -> None:
@@ -56,8 +73,10 @@ class Transport:
         self._unread = b""
         self._read_bytes = _SMALL_READ_BYTES
         self._ended = False
-        self._sent_bytes = 0
+        self.sent_bytes = 0
         self.speaks_mesh = False
+        self.certificate: Mapping[str, Any] | None = None
+        self.error: OSError | None = None
         self.peer_address, self.local_host = _names(sock)
         with contextlib.suppress(OSError):
             # Frames are coalesced by their writer; Nagle's wait for a full segment would only be on top of that.
@@ -71,6 +90,26 @@ class Transport:
     def ended(self) -> bool:
         """True once `abort`, `close` or `forget` was called here. The other side may be gone without that."""
         return self._ended
+
+    def start_tls(self, context: Any, server_hostname: str | None = None) -> None:
+        """Do the TLS handshake, before anything else is read or sent.
+
+        Args:
+            context: an `ssl.SSLContext` for our side.
+            server_hostname: where we dialled, whom the certificate must be for.
+
+        Raises:
+            OSError: it failed (see `gevent_mesh.tls.explain`), or the connection is over.
+        """
+        try:
+            self._socket = wrap(self._socket, context, server_hostname=server_hostname)
+            self._socket.do_handshake()
+            self.certificate = self._socket.getpeercert() or None
+        except OSError:
+            # Some of them are ValueErrors as well.
+            raise
+        except _LET_GO as error:
+            raise ConnectionAbortedError(f"the connection to {self.peer_address} is over") from error
 
     def unread(self, data: bytes) -> None:
         """Put back what was read too far: the next `recv` returns it first."""
@@ -90,7 +129,10 @@ class Transport:
         size = max_bytes or self._read_bytes
         try:
             data: bytes = self._socket.recv(size)
-        except OSError:
+        except OSError as error:
+            self.error = error
+            return b""
+        except _LET_GO:
             return b""
         if max_bytes is None:
             self._read_bytes = _LARGE_READ_BYTES if len(data) >= _SMALL_READ_BYTES else _SMALL_READ_BYTES
@@ -105,26 +147,42 @@ class Transport:
         sock = self._socket
         try:
             sent = sock.send(data)
-            self._sent_bytes += sent
+            self.sent_bytes += sent
             if sent == len(data):
                 return
             with memoryview(data) as view:
                 while sent < len(data):
                     more = sock.send(view[sent:])
-                    self._sent_bytes += more
+                    self.sent_bytes += more
                     sent += more
         except ConnectionError:
             raise
-        except OSError as error:
+        except (OSError, *_LET_GO) as error:
             raise ConnectionAbortedError(f"the connection to {self.peer_address} is over: {error}") from error
+
+    #: By that name libraries look for it.
+    sendall = send
+
+    @property
+    def is_writable(self) -> bool:
+        """Whether the kernel would take something now."""
+        with contextlib.suppress(OSError, ValueError):
+            # The plain one: gevent's would let others run.
+            poller = get_original("select", "poll")()
+            poller.register(self._socket.fileno(), select.POLLOUT)
+            return any(events & select.POLLOUT for _, events in poller.poll(0))
+        return False
 
     @property
     def delivered_bytes(self) -> int:
-        """What the other side's kernel has so far; where ours does not tell, what ours has taken."""
+        """What the other side's kernel has so far; where ours does not tell, what ours has taken.
+
+        A little less over TLS, whose own bytes wait in the kernel as well.
+        """
         with contextlib.suppress(OSError, ValueError):
             queued = fcntl.ioctl(self._socket.fileno(), termios.TIOCOUTQ, bytes(4))
-            return self._sent_bytes - int.from_bytes(queued, sys.byteorder)
-        return self._sent_bytes
+            return self.sent_bytes - int.from_bytes(queued, sys.byteorder)
+        return self.sent_bytes
 
     def abort(self) -> None:
         """End it at once, with a TCP reset: what is still in the buffers of either side is dropped."""
@@ -147,6 +205,8 @@ class Transport:
             return
         self._ended = True
         sock = self._socket
+        with contextlib.suppress(OSError, *_LET_GO):
+            _end_tls(sock)
         with contextlib.suppress(OSError):
             sock.shutdown(socket.SHUT_WR)
             _drain(sock)
@@ -175,6 +235,13 @@ class Transport:
         size = max_bytes or len(self._unread)
         data, self._unread = self._unread[:size], self._unread[size:]
         return data
+
+
+def _end_tls(sock: socket.socket) -> None:
+    # Say that this is the end, and do not wait until the other side has said it too.
+    sock.setblocking(False)
+    if hasattr(sock, "unwrap"):
+        sock.unwrap()
 
 
 def _drain(sock: socket.socket) -> None:

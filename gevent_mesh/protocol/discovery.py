@@ -23,8 +23,10 @@ import msgpack
 from ..errors import MessageError
 from .address import parse_address
 from .handshake import derive_key
+from .unpacking import read
 
 __all__ = [
+    "CLOSE_CERTIFICATE",
     "CLOSE_FULL",
     "CLOSE_GOING_AWAY",
     "CLOSE_MALFORMED",
@@ -55,11 +57,12 @@ __all__ = [
     "parse_roster",
     "parse_welcome",
     "roster",
+    "secret_for",
     "update",
 ]
 
-#: Both sides ping this often, and a side that heard nothing for a lease takes the other one for gone. Shorter notices
-#: dead nodes sooner and lets short network trouble look like death.
+#: Both sides ping this often, and a server that heard nothing of a client for a lease takes it off the roster. Shorter
+#: notices dead nodes sooner and lets short network trouble look like death.
 PING_SECONDS = 10.0
 LEASE_SECONDS = 30.0
 
@@ -82,13 +85,17 @@ _MAX_TOKEN_CHARS = 512
 MAX_ROSTER_ENTRIES = 4096
 MAX_MESSAGE_ENTRIES = 16_384
 
+_VALUES_PER_ENTRY = 8
+
 _CLIENT = b"gmesh1|discovery|client"
 _SERVER = b"gmesh1|discovery|server"
+_SECRET = b"gmesh1|discovery|secret|"
 
 #: Close codes of a discovery server; those from 4000 on are ours (RFC 6455, section 7.4.2), 4401 is the Node package's.
 CLOSE_GOING_AWAY = 1001
 CLOSE_MALFORMED = 4400
 CLOSE_UNAUTHORIZED = 4401
+CLOSE_CERTIFICATE = 4403
 CLOSE_REPLACED = 4408
 CLOSE_TAKEN = 4409
 CLOSE_FULL = 4503
@@ -218,6 +225,11 @@ class DiscoveryKeys:
         return any(hmac.compare_digest(_proof(key, _SERVER, *parts), welcome.proof) for key in self._keys)
 
 
+def secret_for(url: str, secret: bytes) -> bytes:
+    """What a node shows to one server, to take back there what it has registered: worth nothing at any other."""
+    return hmac.new(secret, _SECRET + url.encode(), sha256).digest()[:SECRET_BYTES]
+
+
 def roster(instance: str, version: int, complete: bool, servers: Mapping[str, str]) -> bytes:
     """Encode the whole roster for our own clients."""
     return _pack(
@@ -260,25 +272,22 @@ def decode(data: bytes, *, max_entries: int = _MAX_PROOFS) -> dict[str, Any]:
 
     Args:
         data: what a WebSocket message held.
-        max_entries: of any list inside. msgpack makes room for as many as are announced, and lists can be nested: with
-            a high limit, a few kilobytes from a stranger cost hundreds of megabytes.
+        max_entries: of any list inside.
 
     Raises:
         MessageError: it is not a msgpack map with a `type`, or larger in some way than any message is.
     """
-    try:
-        message = msgpack.unpackb(
-            data,
-            raw=False,
-            strict_map_key=True,
-            max_str_len=_MAX_TOKEN_CHARS * 4,
-            max_bin_len=64,
-            max_array_len=max_entries,
-            max_map_len=32,
-            max_ext_len=0,
-        )
-    except (ValueError, TypeError, OverflowError, RecursionError, msgpack.UnpackException) as error:
-        raise MessageError(f"not a message: {type(error).__name__}") from error
+    message = read(
+        data,
+        max_values=_VALUES_PER_ENTRY * max_entries,
+        raw=False,
+        strict_map_key=True,
+        max_str_len=_MAX_TOKEN_CHARS * 4,
+        max_bin_len=64,
+        max_array_len=max_entries,
+        max_map_len=32,
+        max_ext_len=0,
+    )
     if not isinstance(message, dict) or not isinstance(message.get("type"), str):
         raise MessageError("not a map with a type")
     return message

@@ -18,6 +18,7 @@ import msgpack
 from ..errors import FrameError
 
 __all__ = [
+    "BOOT_KEY_BYTES",
     "MAX_FRAME_BYTES",
     "MAX_STRANGER_FRAME_BYTES",
     "NONCE_BYTES",
@@ -47,11 +48,15 @@ PROTOCOL_VERSION: Final = 1
 NONCE_BYTES: Final = 32
 PROOF_BYTES: Final = 32
 STREAM_BYTES: Final = 8
+BOOT_KEY_BYTES: Final = 16
 
 MAX_STRANGER_FRAME_BYTES: Final = 1024
 """The largest frame before the other side has proved that it knows the token."""
 MAX_FRAME_BYTES: Final = 64 * 1024 * 1024 + 1024
 """The largest frame at all. No outbox may be configured above 64 MiB, so one message always fits."""
+
+MAX_CONTROL_BYTES: Final = 64 * 1024
+"""The largest frame that is no BATCH: a HEARTBEAT with 60 long namespaces has a quarter of that."""
 
 MAX_PROOFS: Final = 4
 MAX_ADDRESS_CHARS: Final = 256
@@ -95,6 +100,8 @@ class Refusal(IntEnum):
     """The nodes belong to different applications."""
     PROTOCOL = 6
     BUSY = 7
+    TAKEN = 8
+    """The uid belongs to another process: the boot key is not that of the first link."""
 
 
 class Role(IntEnum):
@@ -122,7 +129,8 @@ class SessionState:
 
 @dataclass(frozen=True, slots=True)
 class Hello:
-    """The dialer's first frame. `target` may be empty when only an address is known."""
+    """The dialer's first frame. `target` may be empty when only an address is known, `boot_key` always (what it is for
+    is said in `gevent_mesh.protocol.handshake`)."""
 
     version: int
     uid: str
@@ -133,6 +141,7 @@ class Hello:
     channel: str
     codec: str
     session: SessionState
+    boot_key: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,10 +167,11 @@ class Auth:
 @dataclass(frozen=True, slots=True)
 class Welcome:
     """The listener's proof, and its side of the session: told only after the dialer has proved itself and the
-    reader of the pair's former link has been stopped, so that `received` is exact."""
+    reader of the pair's former link has been stopped, so that `received` is exact. `boot_key` as in HELLO."""
 
     proof: bytes
     session: SessionState
+    boot_key: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,6 +234,7 @@ def encode_frame(frame: Frame) -> bytes:
             fields = [
                 frame.version, frame.uid, frame.address, frame.target, frame.nonce,
                 int(frame.role), frame.channel, frame.codec, _state_fields(frame.session),
+                *_boot_key_fields(frame.boot_key),
             ]  # fmt: skip
             return bytes((Kind.HELLO,)) + _pack(fields)
         case Challenge():
@@ -233,8 +244,8 @@ def encode_frame(frame: Frame) -> bytes:
             return bytes((Kind.CHALLENGE,)) + _pack(fields)
         case Auth(proofs):
             return bytes((Kind.AUTH,)) + _pack([list(proofs)])
-        case Welcome(proof, session):
-            return bytes((Kind.WELCOME,)) + _pack([proof, _state_fields(session)])
+        case Welcome(proof, session, boot_key):
+            return bytes((Kind.WELCOME,)) + _pack([proof, _state_fields(session), *_boot_key_fields(boot_key)])
         case Bye(code, reason):
             return bytes((Kind.BYE,)) + _pack([int(code), reason[:MAX_REASON_CHARS]])
 
@@ -250,6 +261,8 @@ def decode_frame(data: bytes) -> Frame:
     decoder = _DECODERS.get(data[0])
     if decoder is None:
         raise FrameError(f"unknown frame kind 0x{data[0]:02x}")
+    if data[0] != Kind.BATCH and len(data) > MAX_CONTROL_BYTES:
+        raise FrameError(f"a control frame of {len(data)} bytes, more than {MAX_CONTROL_BYTES}")
     return decoder(data)
 
 
@@ -260,6 +273,10 @@ def _pack(value: object) -> bytes:
 
 def _state_fields(state: SessionState) -> list[object]:
     return [state.stream, state.their_stream, state.received]
+
+
+def _boot_key_fields(boot_key: bytes) -> list[object]:
+    return [boot_key] if boot_key else []
 
 
 def _unpack_fields(data: bytes, count: int) -> list[Any]:
@@ -281,8 +298,9 @@ def _unpack(data: bytes) -> Any:
 
 
 def _text(value: object, name: str, limit: int) -> str:
-    if type(value) is not str or len(value) > limit:
-        raise FrameError(f"{name} must be text of at most {limit} characters")
+    # Printable: see `_decode_bye`.
+    if type(value) is not str or len(value) > limit or not value.isprintable():
+        raise FrameError(f"{name} must be printable text of at most {limit} characters")
     return value
 
 
@@ -320,8 +338,13 @@ def _state(value: object) -> SessionState:
     return SessionState(_blob(stream, "stream", STREAM_BYTES), theirs, _number(received, "received"))
 
 
+def _boot_key(later: list[Any]) -> bytes:
+    """The boot key, which is the first of the fields that an older peer does not have."""
+    return _blob(later[0], "boot key", BOOT_KEY_BYTES) if later else b""
+
+
 def _decode_hello(data: bytes) -> Hello:
-    version, uid, address, target, nonce, role, channel, codec, session = _unpack_fields(data, 9)[:9]
+    version, uid, address, target, nonce, role, channel, codec, session, *later = _unpack_fields(data, 9)
     return Hello(
         _number(version, "version"),
         _uid(uid, "uid"),
@@ -332,6 +355,7 @@ def _decode_hello(data: bytes) -> Hello:
         _text(channel, "channel", MAX_NAME_CHARS),
         _text(codec, "codec", MAX_NAME_CHARS),
         _state(session),
+        _boot_key(later),
     )
 
 
@@ -356,8 +380,8 @@ def _decode_auth(data: bytes) -> Auth:
 
 
 def _decode_welcome(data: bytes) -> Welcome:
-    proof, session = _unpack_fields(data, 2)[:2]
-    return Welcome(_blob(proof, "proof", PROOF_BYTES), _state(session))
+    proof, session, *later = _unpack_fields(data, 2)
+    return Welcome(_blob(proof, "proof", PROOF_BYTES), _state(session), _boot_key(later))
 
 
 def _decode_batch(data: bytes) -> Batch:
@@ -384,7 +408,10 @@ def _decode_gap(data: bytes) -> Gap:
 
 def _decode_bye(data: bytes) -> Bye:
     code, reason = _unpack_fields(data, 2)[:2]
-    return Bye(_number(code, "code"), _text(reason, "reason", 4 * MAX_REASON_CHARS))
+    if type(reason) is not str or len(reason) > 4 * MAX_REASON_CHARS:
+        raise FrameError("reason must be a short text")
+    # It stands in logs, and must not make lines of its own there.
+    return Bye(_number(code, "code"), reason if reason.isprintable() else ascii(reason))
 
 
 _DECODERS: dict[int, Callable[[bytes], Frame]] = {

@@ -5,6 +5,9 @@ Rules:
 - The dialer proves itself first, then the listener; neither ever sends a token.
 - A proof is an HMAC over both sides' first frames, so it cannot be replayed (fresh nonces), reflected (a label for each
   side) or carried over to another node (both uids and addresses are inside).
+- A token only proves that somebody belongs to the mesh. That it is the process that had its uid before is shown by its
+  *boot key*, made of a secret of that process for one peer only. A peer keeps the key that came with the first link,
+  and takes nobody under that uid who shows another one; what it was shown itself opens no door at other peers.
 - Up to four tokens are valid at once, so that they can be changed without a gap. Without a token the same frames travel
   under an empty key: that authenticates nobody and is only for loopback, or where the operator says so.
 """
@@ -16,7 +19,9 @@ import struct
 from collections.abc import Iterable, Sequence
 from hashlib import sha256
 
-__all__ = ["Keys", "derive_key"]
+from .frames import BOOT_KEY_BYTES
+
+__all__ = ["Keys", "boot_key_for", "derive_key"]
 
 _DIALER = b"gmesh1|dialer"
 _LISTENER = b"gmesh1|listener"
@@ -31,6 +36,15 @@ def derive_key(token: str | None, purpose: str) -> bytes:
     """
     secret = b"" if token is None else token.encode()
     return hmac.new(secret, b"gmesh1|" + purpose.encode(), sha256).digest()
+
+
+def boot_key_for(uid: str, secret: bytes) -> bytes:
+    """What a process shows to the node `uid` as its own; the same as long as it lives.
+
+    Args:
+        secret: random, new at every start, known to nobody else; empty for one that shows nothing.
+    """
+    return hmac.new(secret, b"gmesh1|boot|" + uid.encode(), sha256).digest()[:BOOT_KEY_BYTES] if secret and uid else b""
 
 
 class Keys:

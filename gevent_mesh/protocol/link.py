@@ -20,8 +20,6 @@ from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Any, Protocol
 
-import msgpack
-
 from ..errors import FrameError, HandshakeError, MessageError
 from . import frames
 from .frames import (
@@ -40,9 +38,10 @@ from .frames import (
     decode_frame,
     encode_frame,
 )
-from .handshake import Keys
-from .messages import DECODE, ClusterMessage, parse
+from .handshake import Keys, boot_key_for
+from .messages import ClusterMessage, parse
 from .session import Session
+from .unpacking import read_all
 from .websocket import FrameDecoder, Opcode, close_payload, frame, frame_header
 
 __all__ = [
@@ -152,6 +151,7 @@ class AnyLinkProtocol(Protocol):
     """What drivers and the table of peers need of one side of a link, whoever the peer is; see `LinkProtocol`."""
 
     peer: Identity | None
+    boot_key: bytes
     phase: Phase
     hello_at: float
     is_dialer: bool
@@ -192,11 +192,13 @@ class LinkProtocol:
         now: the monotonic time.
         target: dialer only: the uid that we want to reach; empty when only its address is known.
         session: dialer only: what we know of the session with `target`.
+        secret: of this process; keeps others from taking its place (see `gevent_mesh.protocol.handshake`).
         heartbeat_interval: seconds between two heartbeats.
         heartbeat_timeout: seconds of silence after which the peer counts as gone.
 
     Attributes:
         peer: who the other side is, once it has said so.
+        boot_key: shows that it is the process that had its uid before; empty for one that shows nothing.
         hello_at: when HELLO was sent, or received: how old its word on the session is.
         round_trip_seconds: the last measured round trip; None before the first.
         spoofed: messages dropped because they carried another uid than the link's.
@@ -212,6 +214,7 @@ class LinkProtocol:
         now: float,
         target: str | None = None,
         session: SessionState | None = None,
+        secret: bytes = b"",
         heartbeat_interval: float = 5.0,
         heartbeat_timeout: float = 10.0,
     ) -> None:
@@ -219,8 +222,10 @@ class LinkProtocol:
         self._keys = keys
         self._nonce = nonce
         self._target = target or ""
+        self._secret = secret
         self.is_dialer = session is not None
         self.peer: Identity | None = None
+        self.boot_key = b""
         self.phase = Phase.HELLO_SENT if self.is_dialer else Phase.WAIT_HELLO
         self._decoder = FrameDecoder(max_payload_bytes=frames.MAX_STRANGER_FRAME_BYTES, require_mask=not self.is_dialer)
         self._control: list[bytes] = []
@@ -247,8 +252,9 @@ class LinkProtocol:
 
         if session is not None:
             hello = Hello(
-                frames.PROTOCOL_VERSION, us.uid, us.address, self._target, nonce, us.role, us.channel, us.codec, session
-            )
+                frames.PROTOCOL_VERSION, us.uid, us.address, self._target, nonce,
+                us.role, us.channel, us.codec, session, boot_key_for(self._target, secret),
+            )  # fmt: skip
             self._hello = encode_frame(hello)
             self._queue(self._hello)
 
@@ -271,7 +277,8 @@ class LinkProtocol:
         gap = session.attach(self._their_state)
         self._session = session
         if not self.is_dialer:
-            self._queue(encode_frame(Welcome(self._welcome_proof(ours), ours)))
+            boot_key = self._our_boot_key()
+            self._queue(encode_frame(Welcome(self._welcome_proof(ours, boot_key), ours, boot_key)))
         if gap is not None:
             self._queue(encode_frame(gap))
         self._decoder.max_payload_bytes = frames.MAX_FRAME_BYTES
@@ -353,7 +360,8 @@ class LinkProtocol:
             return False
         if now >= self._beat_at and self._session is not None:
             self._beat_at = now + self._heartbeat_interval
-            facts = {**status, "sent_at": round(now * 1e6)}
+            # All of these are on their way: what `outgoing` returned before this heartbeat.
+            facts = {**status, "sent": self._session.last_taken, "sent_at": round(now * 1e6)}
             if self._their_clock is not None:
                 sent_at, received_at = self._their_clock
                 facts["echo"], facts["held"] = sent_at, round((now - received_at) * 1e6)
@@ -448,7 +456,7 @@ class LinkProtocol:
         yield Claimed(hello.uid)
         if self.phase is not Phase.WAIT_HELLO:
             return
-        self._hello, self._their_state = payload, hello.session
+        self._hello, self._their_state, self.boot_key = payload, hello.session, hello.boot_key
         challenge = Challenge(frames.PROTOCOL_VERSION, us.uid, us.address, self._nonce, us.role, us.channel, us.codec)
         self._challenge = encode_frame(challenge)
         self._queue(self._challenge)
@@ -462,8 +470,12 @@ class LinkProtocol:
         self.round_trip_seconds = now - self._asked_at
         yield from self._prove()
 
-    def _welcome_proof(self, ours: SessionState) -> bytes:
-        proof = self._keys.listener_proof(self._proofs, self._hello, self._challenge, _state_bytes(ours))
+    def _our_boot_key(self) -> bytes:
+        """The listener's: for a dialer that has shown its own. An older one would not know that it is in our proof."""
+        return boot_key_for(self.peer.uid, self._secret) if self.peer is not None and self.boot_key else b""
+
+    def _welcome_proof(self, ours: SessionState, boot_key: bytes) -> bytes:
+        proof = self._keys.listener_proof(self._proofs, self._hello, self._challenge, _state_bytes(ours) + boot_key)
         if proof is None:
             raise RuntimeError("the dialer was proved a moment ago")
         return proof
@@ -484,10 +496,10 @@ class LinkProtocol:
         self.phase = Phase.AUTH_SENT
 
     def _take_welcome(self, welcome: Welcome) -> Iterator[Event]:
-        state = _state_bytes(welcome.session)
+        state = _state_bytes(welcome.session) + welcome.boot_key
         if not self._keys.is_listener(welcome.proof, self._hello, self._challenge, state):
             raise self._refusal(Refusal.UNAUTHORIZED, "the other side does not know the token")
-        self._their_state = welcome.session
+        self._their_state, self.boot_key = welcome.session, welcome.boot_key
         yield from self._prove()
 
     # -- both
@@ -526,7 +538,7 @@ class LinkProtocol:
             raise FrameError(f"messages {session.received + 1} to {number - 1} are missing")
         session.note_received(len(payload))
         dropped = 0
-        for value in _unpack_all(memoryview(payload)[_BATCH_HEADER.size :]):
+        for value in read_all(memoryview(payload)[_BATCH_HEADER.size :]):
             message = None
             if number <= session.received:
                 session.repeats += 1
@@ -555,25 +567,6 @@ class LinkProtocol:
             self.spoofed += 1
             return None
         return message
-
-
-def _unpack_all(body: memoryview) -> Iterator[object]:
-    """Yield the msgpack values that stand end to end in `body`.
-
-    The size of the body bounds every container in it, so a few bytes cannot announce a huge one.
-    """
-    unpacker = msgpack.Unpacker(**DECODE, max_buffer_size=len(body), read_size=len(body), use_list=True)
-    unpacker.feed(body)
-    end = 0
-    try:
-        for value in unpacker:
-            end = unpacker.tell()
-            yield value
-    except (ValueError, TypeError, msgpack.UnpackException) as exc:  # TypeError: a map key that cannot be hashed
-        raise FrameError(f"undecodable messages in a BATCH: {exc}") from exc
-    # (After the last value `tell` also counts the bytes of one that is not complete.)
-    if end != len(body):
-        raise FrameError("the last message of a BATCH is cut off")
 
 
 def _state_bytes(state: SessionState) -> bytes:

@@ -4,6 +4,10 @@ Rules:
 
 - A roster only **adds** candidates. Nothing that discovery says ends a link that is up; a name that leaves the roster
   is merely no longer dialled once its link has been down for a minute.
+- What a peer names (`told`) is only tried. It changes nothing that is known, takes nobody's place, and is forgotten
+  when no link came of it inside the resume window; each peer may have `MAX_TOLD` of such names with us.
+- The roster of a server that has been away for a minute does not count while another server is there: nobody would
+  ever take the dead out of it.
 - Of a pair the smaller uid dials. If it has not managed within `FALLBACK_SECONDS`, the other side tries as well.
 - States: *joining* (named, never linked), *alive* (a link is up), *suspect* (the link is down, inside the resume
   window), *dead* (the window is over: messages are only counted). A uid that says BYE, or whose address was taken over
@@ -13,21 +17,37 @@ Rules:
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
+from itertools import islice
 
 __all__ = ["FALLBACK_SECONDS", "Backoff", "Change", "Member", "Membership", "PeerState", "dials"]
 
 FALLBACK_SECONDS = 3.0
 """How long the larger uid waits for the smaller one to dial."""
+EXHAUSTED_SECONDS = 1.0
+"""When to dial again after a dial that failed because this process had no descriptor left."""
 STOP_DIALLING_SECONDS = 60.0
 """How long a peer that no roster names is dialled after its link went down."""
+AWAY_SECONDS = 60.0
+"""How long the roster of a discovery server that cannot be reached counts while another one can."""
+MAX_TOLD = 256
+"""How many nodes that are not linked one peer may have named."""
+MAX_MEMBERS = 4096
+"""How many members there may be for peers to name more."""
 FORGET_SECONDS = 600.0
 """How long the counters of a dead peer are kept, in case that it comes back with the same uid."""
+MAX_DEAD = 1024
+"""How many dead peers that no roster names are kept so; the oldest go first."""
 REMEMBER_GONE = 1024
 """How many uids that said goodbye are remembered: a roster may name them for a moment longer."""
+
+
+MAX_NAMES = 16_384
+"""More names are not taken from rosters, each of which may have a quarter of that."""
 
 
 class PeerState(str, Enum):
@@ -75,6 +95,8 @@ class Member:
     Attributes:
         since: when the present state began; while a link is down, when it went down or when the name appeared.
         was_named: some roster has named it.
+        told_by: the peer that named it, as long as neither a roster nor a link has.
+        told_at: when a peer said last that it is linked to it.
     """
 
     uid: str
@@ -82,6 +104,8 @@ class Member:
     state: PeerState
     since: float
     was_named: bool = False
+    told_by: str = ""
+    told_at: float = -math.inf
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +130,7 @@ class Membership:
     resume_window: float
     _members: dict[str, Member] = field(default_factory=dict)
     _rosters: dict[str, dict[str, str]] = field(default_factory=dict)
+    _away_since: dict[str, float] = field(default_factory=dict)
     _gone: dict[str, None] = field(default_factory=dict)
 
     def __iter__(self) -> Iterator[Member]:
@@ -135,7 +160,7 @@ class Membership:
         member = self._members.get(uid)
         if member is None or member.state is PeerState.ALIVE or not member.address:
             return False
-        return self.is_listed(uid) or now - member.since < STOP_DIALLING_SECONDS
+        return self.is_listed(uid) or now - max(member.since, member.told_at) < STOP_DIALLING_SECONDS
 
     def dial_at(self, uid: str) -> float:
         """The earliest time at which our side may dial this uid: the smaller uid at once, the larger as a fallback."""
@@ -155,9 +180,11 @@ class Membership:
             complete: whether a name that is missing is really gone. Just after its start a server does not know yet.
             removed: names that it has seen go, complete or not.
         """
+        self._away_since.pop(source, None)
         gone = set(removed)
         known = {uid: address for uid, address in self._rosters.get(source, {}).items() if uid not in gone}
-        self._rosters[source] = dict(servers) if complete else {**known, **servers}
+        named = dict(servers) if complete else {**known, **servers}
+        self._rosters[source] = dict(islice(named.items(), MAX_NAMES))
         changes = []
         for uid, address in servers.items():
             if uid != self.our_uid and uid not in self._gone:
@@ -167,14 +194,35 @@ class Membership:
     def _named(self, uid: str, address: str, now: float) -> list[Change]:
         member = self._members.get(uid)
         if member is None:
+            if len(self._members) >= MAX_NAMES:
+                return []
             changes = self._superseded(uid, address)
             self._members[uid] = Member(uid, address, PeerState.JOINING, now, was_named=True)
             return [*changes, Change(uid, None, PeerState.JOINING)]
-        member.was_named = True
+        member.was_named, member.told_by = True, ""
         if member.state is not PeerState.ALIVE:
             # A link that is up has told us the address itself.
             member.address = address
         return []
+
+    def roster_away(self, source: str, now: float) -> None:
+        """A discovery server cannot be reached: its roster counts for a while, or until some server is there."""
+        if source in self._rosters:
+            self._away_since.setdefault(source, now)
+
+    def told(self, teller: str, nodes: Mapping[str, str], now: float) -> list[Change]:
+        """A peer named nodes that it is linked to, with their addresses."""
+        changes = []
+        room = MAX_TOLD - sum(member.told_by == teller for member in self._members.values())
+        for uid, address in nodes.items():
+            member = self._members.get(uid)
+            if member is not None:
+                member.told_at = now
+            elif uid != self.our_uid and uid not in self._gone and room > 0 and len(self._members) < MAX_MEMBERS:
+                room -= 1
+                self._members[uid] = Member(uid, address, PeerState.JOINING, now, told_by=teller, told_at=now)
+                changes.append(Change(uid, None, PeerState.JOINING))
+        return changes
 
     def _superseded(self, uid: str, address: str) -> list[Change]:
         """A new uid at the address of one whose link is down is its successor: another process, with no memory."""
@@ -193,12 +241,12 @@ class Membership:
 
     def link_up(self, uid: str, address: str, now: float) -> list[Change]:
         """A link to this uid is up; it told its address."""
-        changes = [] if uid in self._members else self._superseded(uid, address)
+        changes = self._superseded(uid, address)
         member = self._members.get(uid)
         if member is None:
             self._members[uid] = Member(uid, address, PeerState.ALIVE, now)
             return [*changes, Change(uid, None, PeerState.ALIVE)]
-        member.address = address or member.address
+        member.address, member.told_by = address or member.address, ""
         return [*changes, *self._move(member, PeerState.ALIVE, now)]
 
     def link_down(self, uid: str, now: float) -> list[Change]:
@@ -207,6 +255,10 @@ class Membership:
         if member is None or member.state is not PeerState.ALIVE:
             return []
         return self._move(member, PeerState.SUSPECT, now)
+
+    def forget(self, uid: str) -> list[Change]:
+        """This uid is not where it was said to be, and nobody says more."""
+        return self._remove(uid)
 
     def left(self, uid: str) -> list[Change]:
         """This uid will not come back."""
@@ -223,14 +275,29 @@ class Membership:
 
     def tick(self, now: float) -> list[Change]:
         """Give up those that have been away for too long."""
+        self._drop_rosters(now)
         changes: list[Change] = []
         for member in self:
             away = now - member.since
-            if member.state in (PeerState.JOINING, PeerState.SUSPECT) and away >= self.resume_window:
+            if member.told_by and away >= self.resume_window:
+                changes += self._remove(member.uid)
+            elif member.state in (PeerState.JOINING, PeerState.SUSPECT) and away >= self.resume_window:
                 changes += self._give_up(member)
             elif member.state is PeerState.DEAD and away >= FORGET_SECONDS and not self.is_listed(member.uid):
                 changes += self._remove(member.uid)
-        return changes
+        return changes + self._forget_surplus()
+
+    def _forget_surplus(self) -> list[Change]:
+        dead = [member for member in self if member.state is PeerState.DEAD and not self.is_listed(member.uid)]
+        surplus = sorted(dead, key=lambda member: member.since)[: max(0, len(dead) - MAX_DEAD)]
+        return [change for member in surplus for change in self._remove(member.uid)]
+
+    def _drop_rosters(self, now: float) -> None:
+        """Drop those of servers that have been away for long, unless all are away."""
+        if len(self._away_since) == len(self._rosters):
+            return
+        for source in [source for source, since in self._away_since.items() if now - since >= AWAY_SECONDS]:
+            del self._rosters[source], self._away_since[source]
 
     def _give_up(self, member: Member) -> list[Change]:
         before, member.state = member.state, PeerState.DEAD

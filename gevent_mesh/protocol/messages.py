@@ -19,11 +19,12 @@ from typing import Any
 import msgpack
 
 from ..errors import MessageError, PayloadNotEncodable
-from .frames import is_uid
+from .frames import MAX_NAME_CHARS, is_uid
+from .gossip import check_nodes, check_nodes_wanted
 from .presence_messages import check_presence, check_wanted
+from .unpacking import DECODE, FREE_BYTES, count_values, read
 
 __all__ = [
-    "DECODE",
     "OWN_TYPES_FROM",
     "ClusterMessage",
     "MessageType",
@@ -61,9 +62,6 @@ __all__ = [
 ]
 
 MAX_REQUEST_ID_CHARS = 64
-DECODE = {"raw": False, "strict_map_key": False, "timestamp": 1}
-"""How msgpack reads messages. Timestamps become numbers: as objects they could be keys of maps, whose hashes a peer
-could choose to be all the same."""
 OWN_TYPES_FROM = 32
 """Message types from here on are ours alone."""
 MAX_NUMBER = 2**63 - 1
@@ -77,7 +75,7 @@ MAX_ROOM_DEPTH = 16
 
 class MessageType(IntEnum):
     """Append only. Types 1, 2 and 13 serve Node peers, which have no heartbeat frames and no BYE; those from 32 on are
-    ours alone, and never sent to Node peers. 36 and 37 are presence's, 40 to 46 the emitters'."""
+    ours alone, and never sent to Node peers. 36 and 37 are presence's, 40 to 46 the emitters', 50 and 51 gossip's."""
 
     INITIAL_HEARTBEAT = 1
     HEARTBEAT = 2
@@ -105,6 +103,8 @@ class MessageType(IntEnum):
     TOLD = 44
     REPLY = 45
     COUNT_SERVERS = 46
+    NODES_WANTED = 50
+    NODES = 51
 
 
 @dataclass(slots=True)
@@ -242,7 +242,7 @@ def pack_socket(socket: dict[str, Any]) -> bytes:
     Raises:
         PayloadNotEncodable: it holds a value that msgpack has no form for, such as an unusual room.
     """
-    return _pack(socket)
+    return _checked(_pack(socket), {})
 
 
 def unpack_socket(packed: bytes) -> dict[str, Any]:
@@ -251,10 +251,7 @@ def unpack_socket(packed: bytes) -> dict[str, Any]:
     Raises:
         MessageError: it is something else.
     """
-    try:
-        socket = msgpack.unpackb(packed, **DECODE)
-    except (ValueError, TypeError, msgpack.UnpackException) as exc:
-        raise MessageError(f"not a socket: {exc}") from exc
+    socket = read(packed, **DECODE)
     _socket(socket)
     checked: dict[str, Any] = socket
     return checked
@@ -364,7 +361,7 @@ def encode(kind: MessageType, uid: str, nsp: str, data: dict[str, Any]) -> bytes
     Raises:
         PayloadNotEncodable: `data` holds a value that msgpack has no form for.
     """
-    return _pack({"type": kind.value, "data": data, "uid": uid, "nsp": nsp})
+    return _checked(_pack({"type": kind.value, "data": data, "uid": uid, "nsp": nsp}), data)
 
 
 def _pack(value: dict[str, Any]) -> bytes:
@@ -381,10 +378,31 @@ def _pack(value: dict[str, Any]) -> bytes:
 
 def encode_anywhere(kind: MessageType, uid: str, nsp: str, data: dict[str, Any]) -> bytes:
     """`encode` for a process with several threads: values may have code of their own, in which another thread runs."""
+    return _checked(_pack_anywhere({"type": kind.value, "data": data, "uid": uid, "nsp": nsp}), data)
+
+
+def _pack_anywhere(value: dict[str, Any]) -> bytes:
     try:
-        packed: bytes = msgpack.packb({"type": kind.value, "data": data, "uid": uid, "nsp": nsp})
+        packed: bytes = msgpack.packb(value)
     except (TypeError, ValueError, OverflowError) as exc:
         raise PayloadNotEncodable(f"the message cannot be sent to other nodes: {exc}") from exc
+    return packed
+
+
+_OPAQUE = frozenset(("encoded", "message", "messages", "packed"))
+"""Fields that hold a few large texts or binaries."""
+
+
+def _checked(packed: bytes, data: dict[str, Any]) -> bytes:
+    """The encoded message, if others will read it: they take so many values in one message and no more."""
+    if len(packed) > FREE_BYTES:
+        counted = packed
+        if not _OPAQUE.isdisjoint(data):
+            counted = _pack_anywhere({key: value for key, value in data.items() if key not in _OPAQUE})
+        try:
+            count_values(counted)
+        except ValueError as exc:
+            raise PayloadNotEncodable(f"the message cannot be sent to other nodes: {exc}") from exc
     return packed
 
 
@@ -403,7 +421,7 @@ def parse(value: object) -> ClusterMessage:
     if type(uid) is not str or type(nsp) is not str:
         raise MessageError("a cluster message needs a uid and an nsp")
     if type(kind) is not int or kind not in _CHECKS:
-        raise MessageError(f"unknown message type {kind!r}")
+        raise MessageError("unknown message type")
     check = _CHECKS[kind]
     data = value.get("data")
     if type(data) is not dict:
@@ -485,7 +503,8 @@ def _broadcast(data: dict[str, Any]) -> None:
         for part in encoded:
             if type(part) is not str and type(part) is not bytes:
                 raise MessageError("encoded must hold text and binary only")
-    _need(type(data.get("codec", "")) is str, "codec must be text")
+    codec = data.get("codec", "")
+    _need(type(codec) is str and len(codec) <= MAX_NAME_CHARS, "codec must be a short text")
     _optional_request_id(data)
 
 
@@ -667,4 +686,6 @@ _CHECKS: dict[int, Callable[[dict[str, Any]], None]] = {
     MessageType.TOLD: _told,
     MessageType.REPLY: _reply,
     MessageType.COUNT_SERVERS: _request_id,
+    MessageType.NODES_WANTED: check_nodes_wanted,
+    MessageType.NODES: check_nodes,
 }

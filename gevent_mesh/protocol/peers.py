@@ -8,6 +8,10 @@ Rules:
   larger uid gives up its own dial when the smaller one's link is proven.
 - What a dialer said in HELLO about the session is out of date once another link of the pair has come up. Such a dial is
   given up by the dialer, and refused by a listener that it reaches all the same: otherwise losses would be miscounted.
+- From one dial of a peer to the next it is at most `REDIAL_SECONDS`, or as long as a dial takes: however long a network
+  was away, it is soon noticed when it heals.
+- A uid belongs to the process that was linked under it first: only who shows the same boot key may have
+  a link again.
 - A peer that is named but not linked yet has a session and an outbox: what is sent while the mesh forms is kept.
 - A peer is *present* from the moment it is named. It *lapses* when it leaves or is given up, when its link is down and
   no roster names it any more (its process has died), or when its link is down and nothing has been heard of it for
@@ -18,6 +22,7 @@ Rules:
 
 from __future__ import annotations
 
+import hmac
 import math
 import random
 from collections.abc import Iterable, Iterator, Mapping
@@ -25,11 +30,23 @@ from dataclasses import dataclass, field
 
 from ..errors import HandshakeError
 from .frames import STREAM_BYTES, Refusal, Role
+from .hearing import Hearing
 from .link import AnyLinkProtocol, Identity
-from .membership import Backoff, Change, Member, Membership, PeerState, dials
+from .membership import EXHAUSTED_SECONDS, Backoff, Change, Member, Membership, PeerState, dials
 from .session import Session
 
-__all__ = ["Peer", "PeerTable"]
+__all__ = ["MAX_DIALS", "MAX_UNNAMED", "REDIAL_SECONDS", "Peer", "PeerTable"]
+
+REDIAL_SECONDS = 4.0
+"""The most from the beginning of a dial to the next one. A dial that nobody answers takes five seconds by itself; after
+a partition of a minute, the usual 15 s on top of that kept a mesh of ten apart for eight seconds more."""
+
+MAX_DIALS = 256
+"""Dials that are under way at a time. Each takes a descriptor, and a roster may name thousands that do not answer."""
+
+MAX_UNNAMED = 1024
+"""Peers that no roster names: emitters, nodes that discovery does not know yet, and those that went away inside the
+resume window. Whoever has the token can be as many nodes as it likes, and each is sent to and kept for a while."""
 
 
 @dataclass(slots=True, eq=False)
@@ -43,14 +60,18 @@ class Peer:
         codec: the form of the packets that its clients get; empty until it has been linked.
         link: the link that is up, if any.
         linked_at: when the last link came up.
+        boot_key: what it has shown; no other process can take its place. Empty for one that shows nothing.
         dialing: whether a dial of ours is under way.
         dial: the link of that dial, once it has said HELLO.
+        dialled_at: when our last dial began.
+        attempt: counts the dials.
         dial_not_before: the backoff's word on when to try next.
         clients: clients that it serves, as of its last heartbeat.
         namespaces: Socket.IO namespaces that it serves, as of its last heartbeat.
         present: see the module's rules.
         heard_at: while its link is down: when something was heard last, a roster's first word included.
         sent_lost_reported: how many of the session's losses the log and the counters know of.
+        hearing: whether what it sends gets through to the services of this node.
     """
 
     uid: str
@@ -62,14 +83,18 @@ class Peer:
     codec: str = ""
     link: AnyLinkProtocol | None = None
     linked_at: float = -math.inf
+    boot_key: bytes = b""
     dialing: bool = False
     dial: AnyLinkProtocol | None = None
+    dialled_at: float = 0.0
+    attempt: int = 0
     dial_not_before: float = 0.0
     clients: int | None = None
     namespaces: frozenset[str] = frozenset()
     present: bool = True
     heard_at: float = -math.inf
     sent_lost_reported: int = 0
+    hearing: Hearing = field(default_factory=Hearing)
 
     @property
     def has_proved_itself(self) -> bool:
@@ -134,6 +159,10 @@ class PeerTable:
         """Take a discovery server's roster (see `Membership.roster`)."""
         return self._apply(self.members.roster(source, servers, complete, now, removed))
 
+    def told(self, teller: str, nodes: Mapping[str, str], now: float) -> list[Change]:
+        """A peer named nodes that it is linked to (see `gevent_mesh.protocol.gossip`)."""
+        return self._apply(self.members.told(teller, nodes, now))
+
     def tick(self, now: float) -> list[Change]:
         """Give up peers that have been away for too long."""
         return self._apply(self.members.tick(now))
@@ -141,6 +170,10 @@ class PeerTable:
     def left(self, uid: str) -> list[Change]:
         """A peer said that it leaves: forget its session."""
         return self._apply(self.members.left(uid))
+
+    def forget(self, uid: str) -> list[Change]:
+        """A peer is not where it was said to be, and nobody says more."""
+        return self._apply(self.members.forget(uid))
 
     def _apply(self, changes: list[Change]) -> list[Change]:
         for change in changes:
@@ -156,7 +189,8 @@ class PeerTable:
     def _add(self, member: Member) -> None:
         stream = self.rng.getrandbits(8 * STREAM_BYTES).to_bytes(STREAM_BYTES, "big")
         session = Session(stream, limit_bytes=self.outbox_bytes)
-        self._peers[member.uid] = Peer(member.uid, member, session, Backoff(self.rng), heard_at=member.since)
+        backoff = Backoff(self.rng, cap_seconds=REDIAL_SECONDS)
+        self._peers[member.uid] = Peer(member.uid, member, session, backoff, heard_at=member.since)
 
     def _forget(self, uid: str) -> None:
         peer = self._peers.pop(uid, None)
@@ -189,6 +223,17 @@ class PeerTable:
             and (peer.link is not None or not self.members.is_delisted(peer.uid))
         ]
 
+    def live(self) -> list[Peer]:
+        """The peers that serve clients and are linked, or named and not given up: those that should be heard."""
+        return [
+            peer
+            for peer in self._peers.values()
+            if peer.receives_events
+            and (
+                peer.link is not None or (peer.member.state is not PeerState.DEAD and self.members.is_listed(peer.uid))
+            )
+        ]
+
     def unreachable(self) -> list[Peer]:
         """Peers that some roster names and that are not present: part of the cluster, and no use to wait for."""
         return [peer for peer in self._peers.values() if not peer.present and self.members.is_listed(peer.uid)]
@@ -218,16 +263,37 @@ class PeerTable:
             peer.present = False
             self._lapsed.append(peer)
 
+    # ------------------------------------------------------------------ gossip
+
+    def linked(self) -> dict[str, str]:
+        """Addresses, by uid, of the nodes of our kind that a link is up to."""
+        return {
+            peer.uid: peer.member.address
+            for peer in self._peers.values()
+            if peer.link is not None and peer.receives_events and not peer.is_nodejs
+        }
+
+    def sought(self, now: float) -> list[str]:
+        """The uids of those that we are linked to or try to reach, ourselves included: whom nobody need name to us."""
+        wanted = (peer.uid for peer in self._peers.values() if peer.link or self.members.wants_dial(peer.uid, now))
+        return [self.uid, *wanted]
+
     # ------------------------------------------------------------------ dialling
 
     def due(self, now: float) -> list[Peer]:
-        """Peers that we should dial now."""
-        return [peer for peer in self._peers.values() if self._may_dial(peer, now) and self._dial_at(peer) <= now]
+        """Peers that we should dial now, those first that have been due for longest."""
+        due = [peer for peer in self._peers.values() if self._may_dial(peer, now) and self._dial_at(peer) <= now]
+        return sorted(due, key=self._dial_at)[: self._free_dials()]
 
     def next_due(self, now: float) -> float | None:
         """When `due` will next have something to say, as far as is known now."""
+        if not self._free_dials():
+            return None
         times = [self._dial_at(peer) for peer in self._peers.values() if self._may_dial(peer, now)]
         return min(times, default=None)
+
+    def _free_dials(self) -> int:
+        return max(0, MAX_DIALS - sum(peer.dialing for peer in self._peers.values()))
 
     def _may_dial(self, peer: Peer, now: float) -> bool:
         return (
@@ -237,18 +303,24 @@ class PeerTable:
     def _dial_at(self, peer: Peer) -> float:
         return max(self.members.dial_at(peer.uid), peer.dial_not_before)
 
-    def dial_started(self, peer: Peer) -> None:
+    def dial_started(self, peer: Peer, now: float) -> None:
         """We are going to connect to this peer's address."""
-        peer.dialing, peer.dial = True, None
+        peer.dialing, peer.dial, peer.dialled_at = True, None, now
+        peer.attempt += 1
 
     def dial_said_hello(self, peer: Peer, link: AnyLinkProtocol) -> None:
         """The connection stands and our HELLO is on its way."""
         peer.dial = link
 
-    def dial_failed(self, peer: Peer, now: float) -> None:
-        """Our dial came to nothing."""
+    def dial_failed(self, peer: Peer, now: float, *, exhausted: bool = False) -> None:
+        """Our dial came to nothing.
+
+        Args:
+            exhausted: for a reason that has nothing to do with the peer, and may be gone at any moment.
+        """
         peer.dialing, peer.dial = False, None
-        peer.dial_not_before = now + peer.backoff.next_delay()
+        pause = EXHAUSTED_SECONDS if exhausted else max(0.0, peer.dialled_at + peer.backoff.next_delay() - now)
+        peer.dial_not_before = now + pause
 
     # ------------------------------------------------------------------ links
 
@@ -266,17 +338,26 @@ class PeerTable:
         """The other side of `link` has proved to be `uid`.
 
         Raises:
-            HandshakeError: another link of the pair comes first, or has come up since the dialer's HELLO; or an
+            HandshakeError: another link of the pair comes first, or has come up since the dialer's HELLO; or there are
+                too many peers that nobody names; or an
                 emitter pretends to be a node; or it says that it is a Node peer, which proves little, and we know it
-                for a node of ours.
+                for a node of ours; or it is another process than the one that we know under this uid.
         """
         peer = self._peers.get(uid)
         self._check_role(link, peer)
+        if peer is not None and peer.boot_key and not hmac.compare_digest(peer.boot_key, link.boot_key):
+            raise HandshakeError(Refusal.TAKEN, "this uid belongs to another process")
         if link.is_dialer:
             return
         self.check_claim(uid)
         if peer is not None and peer.linked_at >= link.hello_at:
             raise HandshakeError(Refusal.DUPLICATE, "this pair has been linked meanwhile")
+        if peer is None and self._unnamed() >= MAX_UNNAMED:
+            raise HandshakeError(Refusal.BUSY, "this node knows too many others that discovery does not name")
+
+    def _unnamed(self) -> int:
+        members = (peer.member for peer in self._peers.values())
+        return sum(member.state is not PeerState.DEAD and not self.members.is_listed(member.uid) for member in members)
 
     def _check_role(self, link: AnyLinkProtocol, peer: Peer | None) -> None:
         """An emitter is dialled by nobody, and cannot have the uid of a node that we know of."""
@@ -299,13 +380,14 @@ class PeerTable:
         if peer.link is not None:
             raise RuntimeError(f"{identity.uid} still has a link")
         peer.receives_events, peer.codec = identity.role is Role.NODE, identity.codec
-        peer.is_nodejs = identity.is_nodejs
+        peer.is_nodejs, peer.boot_key = identity.is_nodejs, link.boot_key
         try:
             link.accept(peer.session, now)
         except Exception:
             self._apply(self.members.link_down(identity.uid, now))
             raise
         peer.link, peer.linked_at, peer.present = link, now, True
+        peer.hearing.begin()
         if peer.dial is not None and peer.dial is not link:
             peer.dial.close()
         peer.dialing, peer.dial = False, None

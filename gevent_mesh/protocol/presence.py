@@ -50,6 +50,9 @@ PIECE_CHANGES = 500
 PIECE_BYTES = 32 * 1024
 """A delta or a piece is full with so much; even the smallest outbox that can be configured has room for two."""
 
+MAX_CLIENTS = 250_000
+"""Clients that are kept of one node in one namespace: more than a process can serve."""
+
 Key = tuple[str, str]
 """(node, sid): names a client among those of all nodes."""
 
@@ -416,6 +419,8 @@ class PresenceTable:
 
     def _set(self, node: str, copy: _Copy, rows: Iterable[list[Any]]) -> None:
         for sid, user, meta, since, updated in rows:
+            if len(copy.entries) >= MAX_CLIENTS and sid not in copy.entries:
+                continue
             copy.entries[sid] = Entry(user, meta, since, updated)
             if copy.pull is not None:
                 copy.pull.confirmed.add(sid)

@@ -15,6 +15,7 @@ from typing import Any
 import msgpack
 
 from ..errors import MessageError
+from .unpacking import read
 
 __all__ = [
     "MAX_META_BYTES",
@@ -128,10 +129,7 @@ def _row(row: object) -> None:
     _need(is_user(user), "a user must be a short text or a number")
     if type(meta) is not bytes or len(meta) > MAX_META_BYTES:
         raise MessageError(f"meta must be binary of at most {MAX_META_BYTES} bytes")
-    try:
-        unpack_meta(meta)
-    except (ValueError, TypeError) as exc:
-        raise MessageError("meta must hold a map") from exc
+    _need(type(read(meta, strict_map_key=False)) is dict, "meta must hold a map")
     # Neither infinite nor "not a number", which has no place in an order.
     _need(all(type(t) in (int, float) and 0 <= t < MAX_NUMBER for t in times[:2]), "times must be numbers from 0")
 

@@ -28,11 +28,10 @@ from collections import deque
 from collections.abc import Collection
 from dataclasses import dataclass, field
 
-import msgpack
-
 from ..errors import MessageError
-from .messages import DECODE, MAX_REFUSED, ClusterMessage, MessageType, parse
+from .messages import MAX_REFUSED, ClusterMessage, MessageType, parse
 from .peers import Peer
+from .unpacking import DECODE, read
 
 __all__ = ["Delivered", "Receipt", "Retained", "open_answer", "open_message", "open_question"]
 
@@ -105,11 +104,7 @@ def open_answer(packed: bytes) -> ClusterMessage:
 
 
 def _open(packed: bytes, allowed: frozenset[MessageType]) -> ClusterMessage:
-    try:
-        value = msgpack.unpackb(packed, **DECODE)
-    except (ValueError, TypeError, msgpack.UnpackException) as exc:
-        raise MessageError(f"a message in a message cannot be decoded: {exc}") from exc
-    message = parse(value)
+    message = parse(read(packed, **DECODE))
     if message.type not in allowed:
         raise MessageError(f"{message.type.name} cannot be in a message for or from an emitter")
     return message

@@ -6,6 +6,8 @@ Rules:
 - A message stays in the outbox until the peer has acknowledged it. A new link resends what the peer does not have.
 - The outbox is bounded. While no link is up the oldest messages make room for new ones; once the session is *abandoned*
   (the peer has been away for longer than the resume window) messages are only numbered, so that the loss stays exact.
+- A peer that comes back to an outbox that has overflowed finds an eighth of it free, at the cost of the oldest
+  messages: time to show that it moves, before the outbox is full again.
 - Losses are settled when a link is made, and only then, because only then does the sender know what had arrived. A GAP
   that says so can itself be lost with its link; `_settled` remembers what was counted, so that it is counted once.
 - `received` advances by one with each message that is handed on: what stops a reader half-way is resumed exactly.
@@ -36,6 +38,7 @@ class Session:
         repeats: messages that arrived a second time and were dropped.
         resumed: links that continued the streams of an earlier link.
         acked_bytes: bytes that the peer has acknowledged; tells a slow peer from a stuck one.
+        overflowed: messages made room for others since the last link went down.
     """
 
     def __init__(self, stream: bytes, *, limit_bytes: int) -> None:
@@ -66,6 +69,7 @@ class Session:
         self.repeats = 0
         self.resumed = 0
         self.acked_bytes = 0
+        self.overflowed = False
 
     def __repr__(self) -> str:
         state = "attached" if self._attached else "abandoned" if self._abandoned else "detached"
@@ -112,6 +116,11 @@ class Session:
         return bool(self._waiting)
 
     @property
+    def last_taken(self) -> int:
+        """The number of the last message that a link has taken, or need not take any more."""
+        return self._first + len(self._unacked) - 1
+
+    @property
     def undelivered(self) -> int:
         """Messages that are numbered, not in the outbox, and not known to have arrived: lost unless the peer got them
         without our hearing of it."""
@@ -132,7 +141,12 @@ class Session:
             return
         self._waiting.append(message)
         self._waiting_bytes += len(message)
-        while not self._attached and self._waiting_bytes > self._limit_bytes and len(self._waiting) > 1:
+        if not self._attached and self._waiting_bytes > self._limit_bytes:
+            self.overflowed = True
+            self._make_room(self._limit_bytes)
+
+    def _make_room(self, limit_bytes: int) -> None:
+        while self._waiting_bytes > limit_bytes and len(self._waiting) > 1:
             self._waiting_bytes -= len(self._waiting.popleft())
             self._first += 1
 
@@ -219,6 +233,8 @@ class Session:
             raise FrameError(f"the peer claims message {has}, and {self.next_sequence - 1} were sent")
         self._rewind()
         self._trim(has)
+        if self.overflowed:
+            self._make_room(self._limit_bytes * 7 // 8)
         self._acked = has
         self.replayed += max(0, self._highest_taken - self._first + 1)
         self._welcome_stream(theirs.stream)
@@ -230,6 +246,7 @@ class Session:
 
     def detach(self) -> None:
         """The link is gone; everything unacknowledged waits for the next one."""
+        self.overflowed = self.overflowed and not self._attached
         self._attached = False
         self._rewind()
 

@@ -238,6 +238,10 @@ class FrameDecoder:
         with memoryview(self._buffer) as view:
             taken = bytes(view[self._start : end])
         self._start = end
+        if end == len(self._buffer):
+            # Now, and not with the next bytes: a large frame would be kept twice until those come.
+            self._buffer.clear()
+            self._start = 0
         return taken
 
 

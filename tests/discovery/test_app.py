@@ -209,6 +209,7 @@ class TestOurMembers:
         thief.register("a", "ws://127.0.0.1:6", secret=b"t" * 16)
         assert thief.closing() == (4409, "taken")
         assert nodes(server, "a", 7).closing() == (4409, "taken")
+        assert server.counters.taken == 2
         again = ours(server, "a", 2)
         assert first.closing() == (4408, "replaced")
         assert json.loads(http_get(server.port, "/roster")[2])["servers"] == [
@@ -268,7 +269,7 @@ class TestLeases:
 
     def test_a_silent_member_is_cut_after_its_lease_and_a_healthy_one_stays(self, start: Start) -> None:
         server = start(ping_seconds=0.1, lease_seconds=0.5)
-        healthy, silent = ours(server, "a"), ours(server, "b")
+        healthy, silent = ours(server, "a"), ours(server, "b", 2)
         answering = healthy.answer_pings()
         assert server.registered == 2
         eventually(lambda: server.registered == 1, 3)
@@ -499,3 +500,22 @@ class TestStartAndStop:
 
     def test_the_url_is_what_nodes_are_given(self, server: DiscoveryServer) -> None:
         assert server.url == f"ws://127.0.0.1:{server.port}"
+
+    def test_one_failure_ends_neither_the_roster_nor_the_watch_over_members(
+        self, server: DiscoveryServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        def fail(_now: float) -> None:
+            raise RuntimeError("boom")
+
+        watcher = OurMember(server.port)
+        watcher.register("a", "ws://127.0.0.1:1")
+        roster = watcher.welcomed().servers
+        with monkeypatch.context() as patched:
+            patched.setattr(type(server._registry), "overdue", fail)
+            patched.setattr(server, "_tell", fail)
+            leaver = ours(server, "b")
+            eventually(lambda: caplog.text.count("it goes on") >= 2)
+            leaver.leave()
+        ours(server, "c")
+        eventually(lambda: server.registered == 2)
+        receive_roster(watcher, roster, {"a", "c"})

@@ -112,12 +112,35 @@ def test_whoever_took_a_name_over_sets_the_secret(registry: Registry[Any]) -> No
 
 def test_a_lease_runs_from_the_last_sign_of_life(registry: Registry[Any]) -> None:
     registry.register("c1", ours("a"), 0.0)
-    registry.register("c2", ours("b"), 0.0)
+    registry.register("c2", ours("b", "ws://h:2"), 0.0)
     registry.heard("c2", 20.0)
     registry.heard("unknown", 20.0)
     assert registry.overdue(30.0) == []
     assert registry.overdue(30.1) == ["c1"]
     assert registry.overdue(50.1) == ["c1", "c2"]
+
+
+def test_a_quiet_node_whose_address_has_a_new_owner_is_gone_before_its_lease(registry: Registry[Any]) -> None:
+    registry.register("dead", ours("a"), 0.0)
+    registry.register("successor", ours("b"), 2.0)
+    registry.heard("successor", 10.0)
+    assert registry.overdue(15.0) == []
+    assert registry.overdue(15.1) == ["dead"]
+
+
+def test_an_address_alone_puts_nobody_out_who_is_heard(registry: Registry[Any]) -> None:
+    registry.register("alive", ours("a"), 0.0)
+    registry.register("liar", ours("b"), 2.0)
+    for now in range(3, 60):
+        registry.heard("alive", float(now))
+        assert "alive" not in registry.overdue(float(now))
+    assert registry.roster()["a"] == "ws://h:1"
+
+
+def test_emitters_have_no_address_in_common(registry: Registry[Any]) -> None:
+    registry.register("c1", ours("e", "", role="emitter"), 0.0)
+    registry.register("c2", ours("f", "", role="emitter"), 2.0)
+    assert registry.overdue(20.0) == []
 
 
 def test_there_is_a_limit(registry: Registry[Any]) -> None:

@@ -66,7 +66,9 @@ class Client:
         session = requests.Session()
         session.trust_env = False
         self.io = _SocketIOClient(
-            reconnection=False, websocket_extra_options=direct, http_session=session, handle_sigint=False, **options
+            websocket_extra_options=direct,
+            http_session=session,
+            **{"reconnection": False, "handle_sigint": False, **options},
         )
         for namespace in namespaces:
             self.io.on("*", self._recorder(namespace), namespace=namespace)
@@ -138,7 +140,7 @@ class Client:
 
         return record
 
-    def _on_tick(self, sender: str, number: int, _padding: str = "") -> None:
+    def _on_tick(self, sender: str, number: int, *_rest: Any) -> None:
         self.checker.take(sender, number)
 
 

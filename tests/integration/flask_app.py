@@ -21,7 +21,8 @@ __all__ = ["app"]
 logging.basicConfig(level=logging.INFO)
 
 app = flask.Flask(__name__)
-manager = GeventMeshManager(heartbeat_interval=1.0, heartbeat_timeout=3.0)
+drain_rate = float(os.environ.get("DRAIN_RATE", "100"))
+manager = GeventMeshManager(heartbeat_interval=1.0, heartbeat_timeout=3.0, drain_rate=drain_rate)
 socketio = flask_socketio.SocketIO(app, client_manager=manager)
 
 
@@ -46,6 +47,12 @@ def where() -> int:
 @socketio.on("say")  # type: ignore[untyped-decorator]  # Flask-SocketIO has no types
 def say(text: str) -> None:
     flask_socketio.emit("said", text, broadcast=True, include_self=False)
+
+
+@socketio.on("disconnect")  # type: ignore[untyped-decorator]  # Flask-SocketIO has no types
+def gone(_reason: Any = None) -> None:
+    gevent.sleep(0.05)
+    flask_socketio.emit("gone", flask.request.sid, broadcast=True)  # type: ignore[attr-defined]  # Flask-SocketIO's
 
 
 def main() -> None:

@@ -13,6 +13,7 @@ import logging
 import os
 import secrets
 import sys
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from time import monotonic
@@ -29,10 +30,14 @@ import psutil
 import socketio
 from gevent.pywsgi import WSGIServer
 from geventwebsocket.handler import WebSocketHandler
+from greenlet import greenlet
 
-from gevent_mesh import GeventMeshManager
+from gevent_mesh import GeventMeshManager, HealthApp
 from gevent_mesh.cluster.results import Outcome, RoomCounts, SocketList
 from gevent_mesh.net.pause import in_slices
+from gevent_mesh.service import Service
+from tests.integration.deafness import Deafness
+from tests.integration.ear import Ear
 
 __all__ = ["dumps", "loads", "told_of"]
 
@@ -98,6 +103,16 @@ class Lobby(socketio.Namespace):  # type: ignore[misc]  # python-socketio has no
         self.emit("left", self.get_session(sid)["name"], room="lobby", skip_sid=sid)
 
 
+class Farewell(Service):
+    """Says how much was sent in all when the node has left: after that, nothing is."""
+
+    def __init__(self, control: Control) -> None:
+        self._control = control
+
+    def left(self) -> None:
+        print(json.dumps({"left": self._control.stop_traffic()}), flush=True)
+
+
 class Control:
     """What tests may ask a node for: each public method, by its name."""
 
@@ -106,8 +121,10 @@ class Control:
         self._manager = manager
         self._answers: dict[str, list[list[Any]]] = {}
         self._traffic: gevent.Greenlet | None = None
+        self._is_talking = False
         self._sent = 0
         self._boot = secrets.token_hex(4)
+        self._ear: Ear | None = None
         self._gaps: list[float] = []
         self._disconnected: list[str] = []
         self._presence = manager.presence()
@@ -117,6 +134,7 @@ class Control:
         self._presence.on_leave(lambda user: self._presence_log.append(("leave", user.id)))
         self._noted: list[list[Any]] = []
         self._watching: gevent.Greenlet | None = None
+        self._deafness = Deafness(manager)
         manager.on("who", lambda: manager.uid)
         manager.on("add", lambda a, b: a + b)
         manager.on("wait", lambda seconds: gevent.sleep(seconds) or manager.uid)
@@ -133,6 +151,7 @@ class Control:
             "boot": self._boot,
             "at": monotonic(),
             "peers": {info.uid: asdict(info) for info in self._manager.peers},
+            "linked_at": {peer.uid: peer.linked_at for peer in mesh.table if peer.link is not None},
             "links": sorted(peer.uid for peer in mesh.table.alive()),
             "counters": asdict(mesh.counters),
             "outbox": {peer.uid: peer.session.outbox_bytes for peer in mesh.table},
@@ -143,7 +162,11 @@ class Control:
             "sent": self._sent,
             "traffic": self._traffic is not None and not self._traffic.dead,
             "rss": psutil.Process().memory_info().rss,
+            "descriptors": psutil.Process().num_fds(),
         }
+
+    def wall_clock(self) -> float:
+        return time.time()
 
     def wait_for_peers(self, count: int, timeout: float) -> bool:
         return self._manager.wait_for_peers(count, timeout)
@@ -253,6 +276,10 @@ class Control:
         for link in list(mesh._links.values()):
             link.cut("a test")
 
+    def deafness(self, what: str) -> Any:
+        """See `Deafness`."""
+        return getattr(self._deafness, what)()
+
     def server_events(self) -> list[list[Any]]:
         """The arguments of the server-side event "note" that came here, in order."""
         return self._noted
@@ -262,7 +289,9 @@ class Control:
         for n in in_slices(range(count)):
             eio_sid = secrets.token_hex(10)
             self._sio.environ[eio_sid] = {"REMOTE_ADDR": "10.1.2.3", "QUERY_STRING": f"EIO=4&transport=websocket&n={n}"}
-            self._sio.eio.sockets[eio_sid] = SimpleNamespace(session={namespace: {"name": f"user {n}"}}, closed=False)
+            session = {namespace: {"name": f"user {n}"}}
+            # There is nothing to disconnect when the node leaves.
+            self._sio.eio.sockets[eio_sid] = SimpleNamespace(session=session, closing=True, closed=False)
             sid = secrets.token_hex(10)
             self._manager.basic_enter_room(sid, namespace, None, eio_sid=eio_sid)
             self._manager.basic_enter_room(sid, namespace, sid, eio_sid=eio_sid)
@@ -283,6 +312,30 @@ class Control:
 
     # -- traffic that is counted
 
+    def listen(self) -> None:
+        """Have an `Ear` from now on."""
+        self._ear = Ear(self._sio, self._manager, self._boot)
+
+    def account(self) -> dict[str, Any]:
+        """What came, and what the sessions say (see `checker.Account`)."""
+        assert self._ear is not None
+        return self._ear.account(self._manager.uid, self._sent)
+
+    def resources(self) -> dict[str, int]:
+        """What this process holds; not what it has noted for tests."""
+        if self._ear is not None:
+            self._ear.forget_latencies()
+        gc.collect()
+        process = psutil.Process()
+        greenlets = sum(isinstance(one, greenlet) and not one.dead for one in gc.get_objects())
+        return {"memory": process.memory_info().rss, "descriptors": process.num_fds(), "greenlets": greenlets}
+
+    def latency(self, since: float, boots: list[str] | None = None) -> dict[str, float]:
+        """How long events took that came since then, in seconds."""
+        assert self._ear is not None
+        took = self._ear.latencies(since, boots)
+        return {"count": len(took), "p50": took[len(took) // 2], "p99": took[len(took) * 99 // 100], "worst": took[-1]}
+
     def start_traffic(self, rate: float, room: str | None = None, padding: int = 0, count: int | None = None) -> None:
         """Emit numbered events at a steady rate, until `stop_traffic` or `count`."""
         assert self._traffic is None or self._traffic.dead
@@ -291,12 +344,15 @@ class Control:
     def stop_traffic(self) -> int:
         """Returns how many events were emitted since the start of the node."""
         if self._traffic is not None:
-            self._traffic.kill()
+            # Not killed: an event that is counted is published.
+            self._is_talking = False
+            self._traffic.join()
         return self._sent
 
     def _run_traffic(self, rate: float, room: str | None, padding: int, count: int | None) -> None:
         began, before = monotonic(), self._sent
-        while count is None or self._sent - before < count:
+        self._is_talking = True
+        while self._is_talking and (count is None or self._sent - before < count):
             due = int((monotonic() - began) * rate) - (self._sent - before)
             if count is not None:
                 due = min(due, count - (self._sent - before))
@@ -317,9 +373,13 @@ class Control:
     def _emit_numbered(self, count: int, room: str | None, padding: int) -> None:
         tail = ("x" * padding,) if padding else ()
         for _ in range(count):
+            if self._manager.mesh is None:
+                return
             # Counted first: being killed while emit gives way must not let a number go out twice.
             self._sent += 1
-            self._sio.emit("tick", (self._boot, self._sent, *tail), room=room)
+            if self._ear is not None:
+                self._ear.emits(self._sent)
+            self._sio.emit("tick", (self._boot, self._sent, monotonic(), *tail), room=room)
 
     def _tick(self) -> None:
         last = monotonic()
@@ -388,6 +448,9 @@ def build(options: dict[str, Any]) -> tuple[Any, GeventMeshManager, Control]:
         async_mode="gevent", client_manager=manager, namespaces=["/", "/other", "/lobby", "/more"], **server_options,
     )  # fmt: skip
     control = Control(sio, manager)
+    if options.get("ear"):
+        control.listen()
+    manager._node.add(Farewell(control))
 
     @sio.on("connect")  # type: ignore[untyped-decorator]  # python-socketio has no types
     def connected(sid: str, _environ: dict[str, Any], auth: Any = None) -> None:
@@ -420,8 +483,10 @@ def main() -> None:
         format="%(asctime)s.%(msecs)03d %(levelname)s %(name)s: %(message)s",
         datefmt="%H:%M:%S",
     )
+    # It would tell of each request, the tests' own included.
+    logging.getLogger("geventwebsocket").setLevel(logging.WARNING)
     sio, manager, control = build(options)
-    clients = socketio.WSGIApp(sio)
+    clients = HealthApp(manager, socketio.WSGIApp(sio))
 
     def app(environ: dict[str, Any], start_response: Callable[..., Any]) -> Any:
         if environ["PATH_INFO"] == "/control":

@@ -20,6 +20,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from gevent_mesh.protocol.address import parse_address
+from tests.integration.checker import Account
+from tests.integration.namespaces import inside, present
 from tests.integration.node import dumps, loads
 from tests.ports import reserved_port
 from tests.support import eventually
@@ -77,6 +79,7 @@ class Process:
     def __init__(self, name: str, command: Sequence[str], log: Path, variables: dict[str, str]) -> None:
         self.name = name
         self.log = log
+        self.namespace = present()
         kept = {key: value for key, value in os.environ.items() if not _UNWANTED.fullmatch(key)}
         paths = os.pathsep.join([str(ROOT), str(ROOT / "discovery")])
         self.started_at = time.monotonic()
@@ -157,6 +160,8 @@ class _Controlled(Process):
         body = dumps({"operation": operation, "arguments": arguments, "options": options})
         connection = http.client.HTTPConnection("127.0.0.1", self.http_port, timeout=CONTROL_SECONDS)
         try:
+            with inside(self.namespace):
+                connection.connect()
             connection.request("POST", "/control", body)
             answer = loads(connection.getresponse().read())
         finally:
@@ -176,7 +181,7 @@ class Discovery(Process):
     port: int
 
     def read_line(self) -> None:
-        self.url = self.wait_for(r"^gevent-mesh-discovery listening on (ws://\S+)")[1]
+        self.url = self.wait_for(r"^gevent-mesh-discovery listening on (wss?://\S+)")[1]
         self.port = parse_address(self.url).port
 
 
@@ -201,12 +206,30 @@ class Node(_Controlled):
     def url(self) -> str:
         return f"http://127.0.0.1:{self.http_port}"
 
+    def health(self, path: str = "/readyz") -> tuple[int, dict[str, Any]]:
+        """What a probe is answered: the status, and the body."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.http_port, timeout=CONTROL_SECONDS)
+        try:
+            connection.request("GET", path)
+            answer = connection.getresponse()
+            return answer.status, json.loads(answer.read())
+        finally:
+            connection.close()
+
+    @property
+    def is_ready(self) -> bool:
+        return self.health()[0] == 200
+
     def links(self) -> set[str]:
         """uids of the peers that a link is up to."""
         return set(self.state()["links"])
 
     def sees(self, other: Node) -> bool:
         return other.uid in self.links()
+
+    def account(self) -> Account:
+        """What it has heard, if it has an ear."""
+        return Account.read(self.do("account"))
 
     def considers_alive(self, other: Node) -> bool:
         info = self.state()["peers"].get(other.uid)
@@ -234,17 +257,21 @@ class Fleet:
     Args:
         folder: for their logs.
         embedded_port: where those find each other that are not told of a discovery service.
+
+    Attributes:
+        variables: the environment of all that are started from now on.
     """
 
     def __init__(self, folder: Path, embedded_port: int) -> None:
         self.embedded_port = embedded_port
+        self.variables = {"MESH_EMBEDDED_PORT": str(embedded_port)}
         self._folder = folder
         self._processes: list[Process] = []
 
-    def discovery(self, *, port: int = 0, token: str = "") -> Discovery:
+    def discovery(self, *, host: str = "127.0.0.1", port: int = 0, token: str = "") -> Discovery:
         """Start discovery, and wait until it listens. Only a port that the system gave out before is not 0."""
         variables = {"MESH_AUTH_TOKEN": token} if token else {}
-        command = [*_python("gevent_mesh_discovery"), "--host", "127.0.0.1", "--port", str(port)]
+        command = [*_python("gevent_mesh_discovery"), "--host", host, "--port", str(port)]
         discovery = self._add(Discovery, "discovery", command, variables)
         discovery.read_line()
         return discovery
@@ -265,8 +292,9 @@ class Fleet:
         *,
         proxy: Proxy | None = None,
         server: dict[str, Any] | None = None,
-        url: str = "",
+        url: str | Sequence[str] = "",
         patched: bool = False,
+        ear: bool = False,
         log: str = "INFO",
         **manager: Any,
     ) -> list[Node]:
@@ -277,8 +305,9 @@ class Fleet:
             discovery: where they register; None for the discovery that they serve themselves.
             proxy: what their addresses lead through.
             server: options of their `socketio.Server`.
-            url: where they find discovery, if not at its own address.
+            url: where they find discovery, or several, if not at its own address.
             patched: whether they are monkey-patched.
+            ear: whether they keep account of what they hear (see `tests.integration.ear`).
             log: their level of logging.
             manager: options of their `GeventMeshManager`.
         """
@@ -290,6 +319,7 @@ class Fleet:
                 "discovery": url or (discovery.url if discovery else None),
                 "server": server or {},
                 "manager": {**manager, **address},
+                "ear": ear,
                 "log": log,
             }
             command = [*_python("tests.integration.node"), json.dumps(options), *(["--patched"] if patched else [])]
@@ -301,7 +331,7 @@ class Fleet:
             node.uid, node.ws_port = line["uid"], line["ws_port"]
             node.boot = node.state()["boot"]
             if proxy is not None:
-                proxy.do("lead", node.route, node.ws_port)
+                proxy.do("lead", node.route, node.ws_port, node.uid)
         return started
 
     def crew(self, nodes: int, url: str, **manager: Any) -> Crew:
@@ -337,8 +367,8 @@ class Fleet:
         ]
 
     def _add(self, kind: type[_P], name: str, command: Sequence[str], variables: dict[str, str]) -> _P:
-        variables = {"MESH_EMBEDDED_PORT": str(self.embedded_port), **variables}
-        process = kind(name, command, self._folder / f"{len(self._processes)}-{name}.log", variables)
+        log = self._folder / f"{len(self._processes)}-{name}.log"
+        process = kind(name, command, log, {**self.variables, **variables})
         self._processes.append(process)
         return process
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import socket
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,10 @@ from urllib.request import Request, urlopen
 import pytest
 from socketio.exceptions import ConnectionError
 
+from gevent_mesh.net.dialer import dial
+from gevent_mesh.net.listener import Listener
+from gevent_mesh.net.transport import Transport
+from gevent_mesh.tls import Tls
 from tests.browser import connect
 from tests.integration.clients import Client
 from tests.integration.nodejs_peer import NodejsPeer
@@ -23,7 +28,16 @@ from tests.support import eventually
 
 pytestmark = pytest.mark.integration
 
-RUN = {"README.md", "docs/clients.md", "docs/cluster.md", "docs/emitters.md", "docs/nodejs.md", "docs/presence.md"}
+RUN = {
+    "README.md",
+    "docs/clients.md",
+    "docs/cluster.md",
+    "docs/emitters.md",
+    "docs/health.md",
+    "docs/nodejs.md",
+    "docs/presence.md",
+    "docs/tls.md",
+}
 """The pages with Python: each is run by a test of this module, README.md by `test_gunicorn`."""
 
 
@@ -164,6 +178,14 @@ def test_who_is_online(pages: list[Page], clients: list[Client]) -> None:
     assert ada.received("offline") == [({"id": 7},)]
 
 
+@pytest.mark.parametrize("pages", ["docs/health.md"], indirect=True)
+def test_health(pages: list[Page]) -> None:
+    for page in pages:
+        eventually(lambda page=page: page.do("mesh.health().is_ready"))  # type: ignore[misc]  # bound now
+        assert ask(page, "/readyz")["links_up"] == 1
+        assert ask(page, "/healthz")["reasons"] == []
+
+
 def test_emitters(ships: Fleet, discovery: Discovery, clients: list[Client]) -> None:
     nodes = ships.nodes(2, discovery)
     linked(nodes)
@@ -196,6 +218,31 @@ def test_node_servers(pages: list[Page], clients: list[Client], discovery: Disco
     for page in pages:
         eventually(lambda page=page: ask(page, "/servers") == {"servers": 2, "clients": 2})  # type: ignore[misc]  # bound now
     assert peer.faults == []
+
+
+def test_tls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The certificates that the page makes serve its own contexts, for the name that it makes them for."""
+    page = ROOT / "docs/tls.md"
+    (lines,) = [
+        block for block in re.findall(r"```sh\n(.*?)```", page.read_text("utf-8"), re.DOTALL) if "openssl" in block
+    ]
+    subprocess.run(["bash", "-ec", lines], cwd=tmp_path, check=True, capture_output=True, timeout=20)
+    monkeypatch.chdir(tmp_path)
+    program: dict[str, Any] = {}
+    exec(compile(python_of(page), page, "exec"), program)
+    served: list[Transport] = []
+    listener = Listener(
+        "127.0.0.1",
+        0,
+        on_websocket=lambda transport, _ticket: served.append(transport),
+        require_mesh_header=True,
+        tls=program["mesh"].config.tls,
+    )
+    listener.start()
+    tls = Tls.from_files("tls.crt", "tls.key", "ca.crt", name="node-1.example.com")
+    dial(f"wss://127.0.0.1:{listener.port}", tls=tls, is_peer=True).abort()
+    listener.stop()
+    assert tls.name_problem(served[0].certificate, "wss://10.0.0.5:4000") == ""
 
 
 def test_pages_are_named_by_their_links() -> None:

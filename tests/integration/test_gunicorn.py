@@ -62,15 +62,22 @@ class Server:
 
 
 def gunicorn(
-    ships: Fleet, discovery: Discovery | None, *options: str, name: str = "gunicorn", app: str = f"{APP}:app"
+    ships: Fleet,
+    discovery: Discovery | None,
+    *options: str,
+    name: str = "gunicorn",
+    app: str = f"{APP}:app",
+    worker: str = WORKER,
+    **variables: str,
 ) -> Server:
     command = [
-        sys.executable, "-m", "gunicorn", "-k", WORKER, "-b", "127.0.0.1:0", "--no-control-socket",
+        sys.executable, "-m", "gunicorn", "-k", worker, "-b", "127.0.0.1:0", "--no-control-socket",
         "--graceful-timeout", str(GRACEFUL_SECONDS), *options, app,
     ]  # fmt: skip
     if not _knows_control_socket():
         command.remove("--no-control-socket")
-    variables = {"MESH_DISCOVERY": discovery.url, "MESH_PORT": "0"} if discovery else {}
+    if discovery is not None:
+        variables = {"MESH_DISCOVERY": discovery.url, "MESH_PORT": "0", **variables}
     return Server(ships.program(name, command, **variables), r"Listening at: http://127\.0\.0\.1:(\d+)")
 
 

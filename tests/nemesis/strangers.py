@@ -2,28 +2,37 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
+import hashlib
 import os
+import re
 import socket
 import struct
 import time
 from collections.abc import Callable
+from typing import TypeVar
 
 import msgpack
 
+from gevent_mesh.protocol import discovery as wire
 from gevent_mesh.protocol import frames
 from gevent_mesh.protocol.frames import Auth, Challenge, Hello, Role, SessionState, decode_frame, encode_frame
 from gevent_mesh.protocol.handshake import Keys
 from gevent_mesh.protocol.websocket import FrameDecoder, Opcode, frame
-from tests.integration.processes import Node
+from tests.integration.processes import Discovery, Node
 from tests.nemesis.faults import MIB
+
+T = TypeVar("T", bound="Stranger")
 
 __all__ = [
     "STRANGERS",
+    "Mirror",
     "Stranger",
     "garbage",
     "half_a_request",
     "hello_and_silence",
+    "register",
     "silence",
     "silence_after_upgrade",
 ]
@@ -32,10 +41,22 @@ __all__ = [
 class Stranger:
     """Somebody who knows a port and our protocol, step by step."""
 
-    def __init__(self, node: Node) -> None:
-        self.node = node
-        self.sock = socket.create_connection(("127.0.0.1", node.ws_port), timeout=10)
-        self._frames = FrameDecoder(max_payload_bytes=MIB, require_mask=False)
+    def __init__(self, node: Node | Discovery) -> None:
+        self.uid = node.uid if isinstance(node, Node) else ""
+        port = node.ws_port if isinstance(node, Node) else node.port
+        self._take(socket.create_connection(("127.0.0.1", port), timeout=10), is_client=True)
+
+    def _take(self, sock: socket.socket, *, is_client: bool) -> None:
+        self.sock = sock
+        self.heard = b""
+        self._is_client = is_client
+        self._frames = FrameDecoder(max_payload_bytes=MIB, require_mask=not is_client)
+
+    def __enter__(self: T) -> T:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.sock.close()
 
     def upgrade(self, *headers: str, path: str = "/", mesh: bool = True) -> bytes:
         """Ask for the upgrade; returns the head of the answer."""
@@ -45,9 +66,12 @@ class Stranger:
             "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==", "Sec-WebSocket-Version: 13", *extra, "", "",
         ]  # fmt: skip
         self.sock.sendall("\r\n".join(lines).encode())
+        return self._read_head()
+
+    def _read_head(self) -> bytes:
         head = b""
         while b"\r\n\r\n" not in head:
-            data = self.sock.recv(4096)
+            data = self._recv()
             if not data:
                 return head
             head += data
@@ -55,22 +79,25 @@ class Stranger:
         self._frames.feed(behind)
         return head
 
+    def _recv(self) -> bytes:
+        data = self.sock.recv(4096)
+        self.heard += data
+        return data
+
     def send(self, payload: bytes) -> None:
-        self.sock.sendall(frame(Opcode.BINARY, payload, mask=True))
+        self.sock.sendall(frame(Opcode.BINARY, payload, mask=self._is_client))
 
     def receive(self) -> bytes:
         while (found := self._frames.next_frame()) is None:
-            data = self.sock.recv(4096)
+            data = self._recv()
             assert data, "closed"
             self._frames.feed(data)
         return found[1]
 
-    def hello(self, uid: str = "00000000000000aa", target: str = "") -> bytes:
+    def hello(self, uid: str = "00000000000000aa", target: str = "", role: Role = Role.NODE) -> bytes:
         state = SessionState(b"s" * 8, b"", 0)
         # The version, address and so on of an honest node.
-        return encode_frame(
-            Hello(1, uid, "ws://127.0.0.1:9", target, os.urandom(32), Role.NODE, "socketio", "json", state)
-        )
+        return encode_frame(Hello(1, uid, "ws://127.0.0.1:9", target, os.urandom(32), role, "socketio", "json", state))
 
     def authenticate(self, token: str, hello: bytes | None = None) -> tuple[bytes, bytes]:
         """Go through the handshake; returns our two frames."""
@@ -86,9 +113,43 @@ class Stranger:
         """Wait for the end; what comes before it is dropped."""
         began = time.monotonic()
         with contextlib.suppress(ConnectionError):
-            while self.sock.recv(4096):
+            while self._recv():
                 pass
         return time.monotonic() - began
+
+
+class Mirror(Stranger):
+    """A listener that nodes are led to."""
+
+    def __init__(self) -> None:
+        self.uid = ""
+        self.sock = socket.create_server(("127.0.0.1", 0))
+        self.sock.settimeout(10)
+        self.address = f"ws://127.0.0.1:{self.sock.getsockname()[1]}"
+
+    def accept(self) -> None:
+        """Take one connection, and listen no more."""
+        with self.sock as listening:
+            self._take(listening.accept()[0], is_client=False)
+        self.sock.settimeout(10)
+        key = re.findall(rb"(?i)sec-websocket-key: *(\S+)", self._read_head())[0]
+        digest = hashlib.sha1(key + b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11").digest()
+        lines = [
+            "HTTP/1.1 101 Switching Protocols", "Upgrade: websocket", "Connection: Upgrade", "Mesh-Protocol: 1",
+            f"Sec-WebSocket-Accept: {base64.b64encode(digest).decode()}", "", "",
+        ]  # fmt: skip
+        self.sock.sendall("\r\n".join(lines).encode())
+
+
+def register(stranger: Stranger, uid: str, address: str, token: str) -> None:
+    """Have a discovery server name an address."""
+    stranger.upgrade()
+    challenge = wire.parse_challenge(wire.decode(stranger.receive()))
+    nonce = os.urandom(wire.NONCE_BYTES)
+    proofs = wire.DiscoveryKeys([token]).client_proofs(challenge, nonce, uid, address)
+    secret = os.urandom(wire.SECRET_BYTES)
+    stranger.send(wire.Register(uid, address, nonce=nonce, proofs=proofs, secret=secret).encode())
+    wire.parse_welcome(wire.decode(stranger.receive()))
 
 
 def garbage(stranger: Stranger) -> None:
@@ -177,7 +238,7 @@ def wrong_target(stranger: Stranger) -> None:
 
 def its_own_uid(stranger: Stranger) -> None:
     stranger.upgrade()
-    stranger.send(stranger.hello(uid=stranger.node.uid))
+    stranger.send(stranger.hello(uid=stranger.uid))
 
 
 def origin(stranger: Stranger) -> None:
@@ -197,8 +258,31 @@ def text_frame(stranger: Stranger) -> None:
     stranger.sock.sendall(frame(Opcode.TEXT, b"hello", mask=True))
 
 
+def fragment(stranger: Stranger) -> None:
+    stranger.upgrade()
+    stranger.sock.sendall(b"\x02\x84\0\0\0\0abcd" + b"\x80\x84\0\0\0\0abcd")
+
+
+def unmasked_frame(stranger: Stranger) -> None:
+    stranger.upgrade()
+    stranger.sock.sendall(frame(Opcode.BINARY, stranger.hello(), mask=False))
+
+
+def reserved_bits(stranger: Stranger) -> None:
+    stranger.upgrade()
+    stranger.sock.sendall(b"\xf2" + frame(Opcode.BINARY, stranger.hello(), mask=True)[1:])
+
+
+def half_a_frame(stranger: Stranger) -> None:
+    stranger.upgrade()
+    hello = frame(Opcode.BINARY, stranger.hello(), mask=True)
+    stranger.sock.sendall(hello[: len(hello) // 2])
+    stranger.sock.shutdown(socket.SHUT_WR)
+
+
 STRANGERS: list[Callable[[Stranger], None]] = [
     garbage, silence, half_a_request, endless_headers, silence_after_upgrade, endless_pings, hello_and_silence,
     huge_frame, random_frame, junk_in_hello, wrong_types_in_hello, deep_nesting_in_hello, wrong_token, no_token,
-    batch_without_handshake, wrong_target, its_own_uid, origin, wrong_path, no_mesh_header, text_frame,
+    batch_without_handshake, wrong_target, its_own_uid, origin, wrong_path, no_mesh_header, text_frame, fragment,
+    unmasked_frame, reserved_bits, half_a_frame,
 ]  # fmt: skip

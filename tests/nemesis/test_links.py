@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import datetime
+import itertools
+import math
+import re
+import time
+from statistics import median
+
 import pytest
 
 from tests.integration.clients import Client
-from tests.integration.processes import FULL, Fleet, linked
+from tests.integration.processes import FULL, Fleet, Node, linked
 from tests.nemesis.faults import HEARTBEATS, counters
+from tests.nemesis.figures import Figures
 from tests.support import eventually
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(300 if FULL else 120)]
@@ -15,14 +23,12 @@ RATE = 1000
 RESETS = 100 if FULL else 12
 
 
-def say(text: str) -> None:
-    print(f"\n    {text}", end="", flush=True)
-
-
-@pytest.mark.row("resets at 1,000 events/s", "0 lost, 0 doubled, order kept")
-def test_connection_resets_lose_nothing_double_nothing_and_keep_the_order(ships: Fleet, clients: list[Client]) -> None:
+@pytest.mark.row("100 resets at 1,000 events/s", "0 lost, 0 doubled, order kept, each relink within 2 s")
+def test_connection_resets_lose_nothing_double_nothing_and_keep_the_order(
+    ships: Fleet, clients: list[Client], figures: Figures
+) -> None:
     proxy = ships.proxy()
-    nodes = ships.nodes(2, ships.discovery(), proxy=proxy, log="WARNING", **HEARTBEATS)
+    nodes = ships.nodes(2, ships.discovery(), proxy=proxy, **HEARTBEATS)
     linked(nodes)
     clients += [Client(node.url) for node in nodes]
     # Each sends to the other one's client only: what counts is what went over a link.
@@ -40,14 +46,36 @@ def test_connection_resets_lose_nothing_double_nothing_and_keep_the_order(ships:
         clients[1].checker.report({nodes[0].boot: sent[0]}),
         clients[0].checker.report({nodes[1].boot: sent[1]}),
     ]
-    downs = counters(nodes[0])["links_down"]
-    say(f"{proxy.state()['resets']} connections reset ({downs} links that were up) at {RATE} + {RATE // 4} events/s:")
-    for report in reports:
-        say(
-            f"  {report.received} received, {report.missing} lost, {report.doubled} doubled, {report.late} out of order"
-        )
-        assert report.is_perfect
-    assert proxy.state()["resets"] >= RESETS
-    assert downs > RESETS / 3
+    found = proxy.state()
+    figures["resets"] = found["resets"]
+    figures["links_down"] = counters(nodes[0])["links_down"]
+    relinks = relink_seconds(found["reset_at"], link_ups(nodes[0]))
+    figures["relink_median_seconds"], figures["relink_worst_seconds"] = median(relinks), max(relinks)
+    for name in ("received", "missing", "doubled", "late"):
+        figures[name] = sum(getattr(report, name) for report in reports)
+    assert all(report.is_perfect for report in reports)
+    assert found["resets"] >= RESETS
+    assert figures["links_down"] > RESETS / 3
+    assert figures["relink_worst_seconds"] < 2.0
     for node in nodes:
         assert counters(node)["sent_lost"] == counters(node)["received_lost"] == 0
+
+
+def link_ups(node: Node) -> list[float]:
+    """When links of a node came up, by the clock that all processes share."""
+    today = datetime.datetime.combine(datetime.date.today(), datetime.time()).timestamp()
+    since_midnight = time.time() - today - time.monotonic()
+    times = re.findall(r"^(\d\d):(\d\d):(\d\d\.\d+) INFO \S+ link up", node.output, re.MULTILINE)
+    return [
+        int(hours) * 3600 + int(minutes) * 60 + float(seconds) - since_midnight for hours, minutes, seconds in times
+    ]
+
+
+def relink_seconds(resets: list[float], ups: list[float]) -> list[float]:
+    """From each reset that the next one did not come before, to the link that came up next."""
+    taken = []
+    for at, following in itertools.pairwise([*resets, math.inf]):
+        up = min((up for up in ups if up > at), default=math.inf)
+        if up < following:
+            taken.append(up - at)
+    return taken

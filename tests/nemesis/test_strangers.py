@@ -15,6 +15,7 @@ from gevent_mesh.protocol.frames import decode_frame, encode_frame
 from tests.integration.clients import Client, clients_closed
 from tests.integration.processes import FULL, Fleet, Node, fleet, linked
 from tests.nemesis.faults import MIB, time_until
+from tests.nemesis.figures import Figures
 from tests.nemesis.strangers import (
     STRANGERS,
     Stranger,
@@ -29,10 +30,6 @@ from tests.support import eventually
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(300 if FULL else 120)]
 
 TOKEN = "a token for these tests"
-
-
-def say(text: str) -> None:
-    print(f"\n    {text}", end="", flush=True)
 
 
 @dataclass
@@ -63,7 +60,7 @@ def served() -> Iterator[Served]:
 
 
 @pytest.mark.row("strangers of all kinds", "none becomes a peer; all are gone in 5.5 s; memory at most +4 MiB")
-def test_strangers_never_become_peers_and_are_cut_in_time(served: Served) -> None:
+def test_strangers_never_become_peers_and_are_cut_in_time(served: Served, figures: Figures) -> None:
     node, other = served.nodes
     node.do("start_traffic", 200)
     # All kinds at once, several of each: also to see what they cost together.
@@ -97,9 +94,10 @@ def test_strangers_never_become_peers_and_are_cut_in_time(served: Served) -> Non
     assert not problems, problems
     slowest = max(seconds, key=lambda name: max(seconds[name]))
     grown = (peak - before["rss"]) / MIB
-    say(
-        f"{len(threads)} strangers: the slowest ({slowest}) stayed {max(seconds[slowest]):.2f} s, RSS + {grown:.1f} MiB"
-    )
+    figures["strangers"] = len(threads)
+    figures["slowest"] = slowest
+    figures["slowest_seconds"] = max(seconds[slowest])
+    figures["memory_mib"] = grown
     assert seconds.keys() == {approach.__name__ for approach in STRANGERS}
     assert max(seconds[slowest]) < 5.5
     assert grown < 4

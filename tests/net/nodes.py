@@ -17,6 +17,7 @@ from gevent_mesh.net.link import Link
 from gevent_mesh.net.mesh import Mesh
 from gevent_mesh.net.transport import Transport
 from gevent_mesh.protocol import messages
+from gevent_mesh.protocol.address import Address
 from gevent_mesh.protocol.frames import Role
 from gevent_mesh.protocol.handshake import Keys
 from gevent_mesh.protocol.link import Event, Identity, LinkProtocol, Proven
@@ -91,7 +92,7 @@ class Member:
 
     @property
     def address(self) -> str:
-        return f"ws://127.0.0.1:{self.mesh.port}"
+        return str(Address(self.mesh.config.tls.listens, "127.0.0.1", self.mesh.port))
 
     def names(self, *others: Member, **addresses: str) -> None:
         """Take a roster that names these nodes."""
@@ -131,10 +132,14 @@ class Member:
     def on_message(self, peer: Peer, message: ClusterMessage) -> None:
         number = number_of(message)
         self.got.append((peer.uid, number))
+        peer.hearing.acted()
         self.on_number(number)
 
     def on_linked(self, peer: Peer) -> None:
         self.linked.append(peer.uid)
+
+    def on_heartbeat(self, peer: Peer) -> None:
+        peer.hearing.acted()
 
     def on_lapsed(self, peer: Peer) -> None:
         self.lapsed.append(peer.uid)
@@ -177,6 +182,7 @@ class HandMade:
         channel: str = "socketio",
         role: Role = Role.NODE,
         target: str | None = None,
+        secret: bytes = b"",
     ) -> None:
         self.transport: Transport = dial(node.address)
         self.session = Session(secrets.token_bytes(8), limit_bytes=1 << 20) if session is None else session
@@ -187,6 +193,7 @@ class HandMade:
             now=0.0,
             target=node.uid if target is None else target,
             session=self.session.state(),
+            secret=secret,
         )
         self.events: list[Event] = []
 

@@ -190,10 +190,6 @@ def test_somebody_elses_timeout_is_not_taken_for_ours(serve: Serve) -> None:
         dial(address)
 
 
-def test_tls_is_refused_clearly() -> None:
-    assert "wss://) are not supported yet" in refused("wss://127.0.0.1:1")
-
-
 @pytest.mark.parametrize("address", ["", "http://127.0.0.1:1", "ws://127.0.0.1", "ws://127.0.0.1:1/x"])
 def test_a_bad_address_is_a_dial_error(address: str) -> None:
     assert refused(address)

@@ -30,6 +30,7 @@ class Node:
     def __init__(self, url: str, uid: str, *, tokens: tuple[str, ...] = (), role: str = "node") -> None:
         self.calls: list[tuple[str, dict[str, str], bool, tuple[str, ...]]] = []
         self.local_hosts: list[str] = []
+        self.lost: list[str] = []
         self.client = DiscoveryClient(
             url,
             uid=uid,
@@ -38,6 +39,7 @@ class Node:
             tokens=tokens,
             address_for=self._address,
             on_roster=lambda *call: self.calls.append(call),
+            on_away=self.lost.append,
             rng=random.Random(1),
         )
         self.client.start()
@@ -310,10 +312,9 @@ def test_a_silent_server_is_left(fake: Fake, join: Join, monkeypatch: pytest.Mon
     eventually(lambda: node.client.last_error == "it was silent for too long")
 
 
-def test_a_server_that_goes_silent_later_is_left_after_a_lease(
+def test_a_server_that_goes_silent_later_is_left_after_two_pings(
     fake: Fake, join: Join, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(wire, "LEASE_SECONDS", 0.5)
     monkeypatch.setattr(wire, "PING_SECONDS", 0.1)
     pings: list[bytes] = []
 
@@ -326,6 +327,45 @@ def test_a_server_that_goes_silent_later_is_left_after_a_lease(
     eventually(lambda: node.client.connected)
     eventually(lambda: node.client.last_error == "it was silent for too long")
     assert pings[0].startswith(b"\x89\x80")
+
+
+def test_who_has_a_silent_connection_is_registered_again_within_a_lease() -> None:
+    noticing = module._SILENT_PINGS * wire.PING_SECONDS
+    assert noticing + module._PAUSES["cap_seconds"] < wire.LEASE_SECONDS
+
+
+def test_it_is_told_when_a_server_is_lost_that_was_there(fake: Fake, join: Join) -> None:
+    tries: list[int] = []
+
+    def serve(transport: Transport, challenge: wire.Challenge, register: wire.Register) -> None:
+        tries.append(1)
+        if len(tries) == 1:
+            say(transport, welcome(challenge, register), wire.roster(challenge.instance, 1, True, {"a": "ws://h:1"}))
+            gevent.sleep(0.01)
+        transport.close()
+
+    node = join(fake(serve))
+    eventually(lambda: len(tries) >= 3)
+    assert node.lost == [node.client.url]
+    assert node.roster == {"a": "ws://h:1"}
+
+
+def test_each_server_is_shown_a_secret_of_its_own_and_always_the_same(fake: Fake, join: Join) -> None:
+    shown: list[list[bytes]] = [[], []]
+
+    def serve(to: list[bytes]) -> Callable[[Transport, wire.Challenge, wire.Register], None]:
+        def note(transport: Transport, _challenge: wire.Challenge, register: wire.Register) -> None:
+            to.append(register.secret)
+            transport.close()
+
+        return note
+
+    for to in shown:
+        join(fake(serve(to)))
+    eventually(lambda: min(map(len, shown)) >= 2)
+    (one,), (other,) = map(set, shown)
+    assert one != other
+    assert len(one) == len(other) == wire.SECRET_BYTES
 
 
 def test_a_server_that_floods_pings_and_reads_nothing_is_left(fake: Fake, join: Join) -> None:

@@ -138,7 +138,8 @@ def connect() -> Iterator[Connect]:
 
     yield start
     for side in sides:
-        side.link.kill("the test is over")
+        side.link.cut("the test is over")
+        side.greenlet.kill(block=False)
     gevent.joinall([side.greenlet for side in sides], timeout=5)
 
 
@@ -149,7 +150,8 @@ def lone() -> Iterator[tuple[Side, socket.socket]]:
     near.settimeout(5)
     side = Side(far, dials=False)
     yield side, near
-    side.link.kill("the test is over")
+    side.link.cut("the test is over")
+    side.greenlet.kill(block=False)
     near.close()
     side.greenlet.join(5)
 
@@ -320,16 +322,15 @@ def test_cut_frees_a_writer_whose_peer_does_not_read(connect: Connect) -> None:
     listener.ends()
 
 
-def test_silent_peer_is_cut(lone: tuple[Side, socket.socket], connect: Connect) -> None:
+def test_silent_peer_is_cut(connect: Connect, monkeypatch: pytest.MonkeyPatch) -> None:
     dialer, listener = connect(heartbeat_interval=0.1, heartbeat_timeout=0.4)
     # Stops saying anything, without closing.
-    dialer.link._heart.kill()  # type: ignore[union-attr]  # it is up
+    monkeypatch.setattr(dialer.link.protocol, "next_tick", lambda: time.monotonic() + 60)
     began = time.monotonic()
     reason = listener.ends(4)
     assert "nothing was heard" in reason
     assert time.monotonic() - began > 0.2
     dialer.ends()
-    del lone
 
 
 def test_leave_says_goodbye_behind_what_waits(connect: Connect) -> None:

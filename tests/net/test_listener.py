@@ -267,7 +267,6 @@ class TestHttp:
     @pytest.mark.parametrize(
         "head",
         [
-            b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\r\n\r\n",
             b"\r\n\r\n",
             b"\xff\xff\xff\r\n\r\n",
             b"GET / HTTP/1\r\n\r\n",

@@ -10,6 +10,7 @@ import gevent
 import pytest
 from gevent import socket
 
+from gevent_mesh.net.pause import at_work
 from gevent_mesh.protocol.frames import Refusal
 from gevent_mesh_discovery import DiscoveryServer
 from tests.net.nodes import MIDDLE, NOBODY, HandMade, Join, Member, linked, numbered, pair, uid_above, uid_below
@@ -120,6 +121,17 @@ class TestHealthyPeer:
 
 
 class TestStuckPeer:
+    def test_a_publisher_that_waits_for_it_has_sent_to_the_others_before(self, join: Join) -> None:
+        one, healthy = pair(join, outbox_bytes=1024 * KIB)
+        stuck = stuck_peer(one)
+        assert one.mesh.outboxes.send("00000000000000aa", b"x" * 600 * KIB)
+        talking = gevent.spawn(one.say, 1)
+        eventually(lambda: healthy.numbers_from(one) == [1])
+        assert not talking.dead
+        talking.join(5)
+        assert one.mesh.counters.slow_consumers == 0
+        stuck.transport.abort()
+
     def test_it_costs_publishers_little_and_others_nothing(self, join: Join) -> None:
         one, healthy = pair(join, outbox_bytes=1024 * KIB)
         stuck = stuck_peer(one)
@@ -150,6 +162,20 @@ class TestStuckPeer:
         assert node.mesh.counters.slow_consumers == 1
         stuck.transport.abort()
 
+    def test_it_has_to_earn_new_patience_when_it_comes_back(self, join: Join) -> None:
+        node = join(outbox_bytes=64 * KIB)
+        stuck = stuck_peer(node)
+        with gevent.Timeout(10):
+            while not node.mesh.counters.slow_consumers:
+                node.say(1, 1000)
+        before = node.mesh.outboxes._patience["00000000000000aa"]
+        assert not before.is_left
+        eventually(lambda: node.link("00000000000000aa") is None)
+        stuck.transport.abort()
+        again = stuck_peer(node)
+        assert node.mesh.outboxes._patience["00000000000000aa"] is before
+        again.transport.abort()
+
     def test_goodbye_while_publishers_wait_for_it_is_no_error(self, join: Join) -> None:
         node = join(outbox_bytes=64 * KIB)
         peer = stuck_peer(node)
@@ -167,7 +193,12 @@ class TestStuckPeer:
         """What has piled up takes a while to pass, and until then there is no room for more."""
         one, two = slow_pair(4e6, outbox_bytes=256 * KIB)
         moves = gevent.event.Event()
-        two.on_number = lambda _number: moves.wait() and None
+
+        def work(_number: int) -> None:
+            while not moves.wait(0.05):
+                at_work()
+
+        two.on_number = work
         stops = gevent.event.Event()
 
         def talk() -> None:

@@ -105,7 +105,7 @@ class SimNode:
     def _protocol(self, **options: object) -> LinkProtocol:
         return LinkProtocol(
             Identity(self.uid, self.address), KEYS, nonce=self.rng.randbytes(NONCE_BYTES), now=self.now,
-            heartbeat_interval=2.0, heartbeat_timeout=4.0, **options,  # type: ignore[arg-type]  # passed on
+            secret=self.uid.encode(), heartbeat_interval=2.0, heartbeat_timeout=4.0, **options,  # type: ignore[arg-type]  # passed on
         )  # fmt: skip
 
     def accept(self, connection: Connection) -> SimLink:
@@ -116,7 +116,7 @@ class SimNode:
         return link
 
     def dial(self, peer: Peer) -> None:
-        self.table.dial_started(peer)
+        self.table.dial_started(peer, self.now)
         protocol = self._protocol(target=peer.uid, session=peer.session.state())
         self.table.dial_said_hello(peer, protocol)
         connection = self.simulation.network.connect(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 import msgpack
@@ -27,7 +28,7 @@ from gevent_mesh.protocol.frames import (
     Welcome,
     batch_header,
 )
-from gevent_mesh.protocol.handshake import Keys
+from gevent_mesh.protocol.handshake import Keys, boot_key_for
 from gevent_mesh.protocol.link import (
     BATCH_BYTES,
     MAX_PENDING_PONGS,
@@ -414,6 +415,39 @@ def test_the_dialers_hello_cannot_be_changed_under_way(change: str) -> None:
     assert b.error.code == Refusal.UNAUTHORIZED
 
 
+def test_each_side_shows_its_boot_key_to_the_other_one_only() -> None:
+    def met(uid: str, secret: bytes) -> LinkProtocol:
+        """What a listener has heard of a dialer with this secret."""
+        a, b = dialer(target=uid), listener(uid)
+        a.protocol = LinkProtocol(
+            Identity(LOW), KEYS, nonce=bytes(32), now=0.0, target=uid, session=a.session.state(), secret=secret
+        )
+        b.protocol._secret = b"of the listener"
+        connected(a, b)
+        # An older dialer shows none, and could not check a proof that has one in it.
+        assert a.protocol.boot_key == (boot_key_for(LOW, b"of the listener") if secret else b"")
+        return b.protocol
+
+    first = met(HIGH, b"secret").boot_key
+    assert len(first) == 16
+    assert met(HIGH, b"secret").boot_key == first
+    assert met(OTHER, b"secret").boot_key != first
+    assert met(HIGH, b"another").boot_key != first
+    assert met(HIGH, b"").boot_key == b""
+
+
+def test_the_listeners_boot_key_cannot_be_changed_under_way() -> None:
+    a, b = dialer(), listener()
+    b.receive(a.protocol.outgoing())
+    a.receive(b.protocol.outgoing())
+    b.receive(a.protocol.outgoing())
+    (welcome,) = frames_in(b.protocol.outgoing(), masked=False)
+    assert isinstance(welcome, Welcome)
+    a.receive(wire(replace(welcome, boot_key=b"k" * 16), mask=False))
+    assert isinstance(a.error, HandshakeError)
+    assert a.error.code == Refusal.UNAUTHORIZED
+
+
 def test_an_address_with_a_new_owner_is_the_wrong_peer() -> None:
     a, b = dialer(target=OTHER), listener()
     _refused(a, b, Refusal.WRONG_PEER, "listener")
@@ -780,7 +814,7 @@ def test_a_new_link_resumes_both_streams() -> None:
 
 
 def test_losses_are_told_before_anything_else() -> None:
-    ours = session("a", limit_bytes=2 * len(event(1)))
+    ours = session("a", limit_bytes=3 * len(event(1)))
     for number in range(1, 6):
         ours.append(event(number))
     _, b = connected(dialer(session=ours))
@@ -791,7 +825,7 @@ def test_losses_are_told_before_anything_else() -> None:
 
 
 def test_a_listener_tells_its_losses_too() -> None:
-    theirs = session("b", limit_bytes=2 * len(event(1)))
+    theirs = session("b", limit_bytes=3 * len(event(1)))
     for number in range(1, 6):
         theirs.append(event(number, uid=HIGH))
     a, _ = connected(None, listener(session=theirs))

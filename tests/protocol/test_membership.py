@@ -8,9 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gevent_mesh.protocol import membership
 from gevent_mesh.protocol.membership import (
+    AWAY_SECONDS,
     FALLBACK_SECONDS,
     FORGET_SECONDS,
+    MAX_MEMBERS,
+    MAX_TOLD,
     REMEMBER_GONE,
     STOP_DIALLING_SECONDS,
     Backoff,
@@ -254,6 +258,116 @@ def test_who_tells_no_address_succeeds_nobody() -> None:
     assert members[OTHER].state is SUSPECT
 
 
+# ---------------------------------------------------------------------- what peers name
+
+
+def test_whom_a_peer_names_is_tried_until_the_window_is_over() -> None:
+    members = table()
+    assert members.told(HIGH, {OTHER: ADDRESS, LOW: "ws://us:1"}, 5.0) == [Change(OTHER, None, JOINING)]
+    assert members.wants_dial(OTHER, 5.0)
+    assert not members.is_listed(OTHER)
+    assert not members.is_delisted(OTHER)
+    assert LOW not in members
+    assert members.tick(5.0 + WINDOW - 0.1) == []
+    assert members.tick(5.0 + WINDOW) == [Change(OTHER, JOINING, None)]
+
+
+@pytest.mark.parametrize("how", ["roster", "link"])
+def test_who_was_named_by_a_peer_stays_once_somebody_else_knows_it(how: str) -> None:
+    members = table()
+    members.told(HIGH, {OTHER: ADDRESS}, 0.0)
+    if how == "roster":
+        members.roster("d", {OTHER: "ws://elsewhere:1"}, True, 1.0)
+        assert members[OTHER].address == "ws://elsewhere:1"
+    else:
+        members.link_up(OTHER, ADDRESS, 1.0)
+        members.link_down(OTHER, 2.0)
+    members.tick(WINDOW + 1.0)
+    assert OTHER in members
+
+
+@pytest.mark.parametrize("state", list(PeerState))
+@pytest.mark.parametrize("listed", [True, False])
+def test_what_peers_name_changes_nothing_that_is_known(state: PeerState, listed: bool) -> None:
+    members = in_state(state, listed=listed) if listed or state is not JOINING else table()
+    before = members.get(OTHER) and (members[OTHER].address, members[OTHER].state, members[OTHER].since)
+    # Neither another address for a known uid nor another uid for a known address.
+    changes = members.told(HIGH, {OTHER: "ws://trap:1", "00000000000000bb": ADDRESS}, 50.0)
+    assert all(change.before is None for change in changes)
+    if before is not None:
+        assert (members[OTHER].address, members[OTHER].state, members[OTHER].since) == before
+
+
+def test_who_said_goodbye_is_not_brought_back_by_a_peer() -> None:
+    members = in_state(ALIVE)
+    members.left(OTHER)
+    assert members.told(HIGH, {OTHER: ADDRESS}, 1.0) == []
+
+
+def test_a_peer_that_is_linked_to_one_that_was_given_up_has_it_tried_again() -> None:
+    members = in_state(DEAD, listed=False)
+    assert not members.wants_dial(OTHER, 300.0)
+    members.told(HIGH, {OTHER: ADDRESS}, 300.0)
+    assert members.wants_dial(OTHER, 300.0 + STOP_DIALLING_SECONDS - 0.1)
+    assert not members.wants_dial(OTHER, 300.0 + STOP_DIALLING_SECONDS)
+
+
+def test_how_many_a_peer_may_name_is_bounded_and_so_are_all() -> None:
+    members = table()
+    for number in range(100):
+        members.told("liar", {f"{number:08x}{more:08x}": "ws://nobody:1" for more in range(100)}, 0.0)
+    assert len(list(members)) == MAX_TOLD
+    assert members.told(HIGH, {OTHER: ADDRESS}, 0.0) == [Change(OTHER, None, JOINING)]
+    for teller in range(1, 100):
+        members.told(f"liar {teller}", {f"{teller:08x}{more + 200:08x}": "ws://nobody:1" for more in range(256)}, 0.0)
+    assert len(list(members)) == MAX_MEMBERS
+    members.tick(WINDOW)
+    assert list(members) == []
+
+
+def test_who_was_only_named_and_is_not_where_it_should_be_may_come_back() -> None:
+    members = table()
+    members.told(HIGH, {OTHER: ADDRESS}, 0.0)
+    assert members.forget(OTHER) == [Change(OTHER, JOINING, None)]
+    assert members.roster("d", {OTHER: ADDRESS}, True, 1.0) == [Change(OTHER, None, JOINING)]
+
+
+def test_a_link_takes_the_place_of_the_former_process_also_when_it_was_named_before() -> None:
+    members = in_state(SUSPECT, listed=False)
+    members.told("00000000000000bb", {HIGH: ADDRESS}, 1.0)
+    assert members.link_up(HIGH, ADDRESS, 2.0) == [Change(OTHER, SUSPECT, None), Change(HIGH, JOINING, ALIVE)]
+
+
+# ---------------------------------------------------------------------- servers that are away
+
+
+def test_the_roster_of_a_server_that_is_away_counts_as_long_as_no_other_is_there() -> None:
+    members = table()
+    members.roster("a", {OTHER: ADDRESS}, True, 0.0)
+    members.roster("b", {}, True, 0.0)
+    members.roster_away("a", 10.0)
+    members.roster_away("b", 10.0)
+    members.roster_away("a", 60.0)
+    members.tick(1000.0)
+    assert members.is_listed(OTHER)
+    members.roster("b", {}, True, 1001.0)
+    members.tick(1001.0)
+    assert not members.is_listed(OTHER)
+
+
+def test_a_server_that_is_back_in_time_counts_all_along() -> None:
+    members = table()
+    members.roster("a", {OTHER: ADDRESS}, True, 0.0)
+    members.roster("b", {}, True, 0.0)
+    members.roster_away("a", 10.0)
+    members.roster_away("never heard", 10.0)
+    members.tick(10.0 + AWAY_SECONDS - 0.1)
+    # Restarted, it does not know everybody yet.
+    members.roster("a", {}, False, 10.0 + AWAY_SECONDS)
+    members.tick(1000.0)
+    assert members.is_listed(OTHER)
+
+
 # ---------------------------------------------------------------------- dialling
 
 
@@ -360,3 +474,13 @@ def test_delays_spread_over_the_whole_range() -> None:
     first = [Backoff(random.Random(seed)).next_delay() for seed in range(500)]
     assert min(first) < 0.05
     assert max(first) > 0.45
+
+
+def test_rosters_name_so_many_nodes_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(membership, "MAX_NAMES", 64)
+    members = Membership(LOW, 30.0)
+    for part in range(3):
+        names = {f"{part:04x}{number:012x}": f"ws://{part}:{number}" for number in range(40)}
+        members.roster("d", names, False, float(part))
+    assert len(list(members)) == 64
+    assert len(members._rosters["d"]) == 64

@@ -67,6 +67,8 @@ def test_our_own_type_numbers_never_change() -> None:
         "TOLD": 44,
         "REPLY": 45,
         "COUNT_SERVERS": 46,
+        "NODES_WANTED": 50,
+        "NODES": 51,
     }
 
 

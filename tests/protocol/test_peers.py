@@ -23,7 +23,7 @@ from gevent_mesh.protocol.membership import (
     PeerState,
 )
 from gevent_mesh.protocol.messages import ClusterMessage, MessageType
-from gevent_mesh.protocol.peers import Peer, PeerTable
+from gevent_mesh.protocol.peers import MAX_DIALS, MAX_UNNAMED, REDIAL_SECONDS, Peer, PeerTable
 from tests.protocol.support import HIGH, KEYS, LOW, OTHER
 
 ADDRESS = "ws://other:1"
@@ -54,7 +54,7 @@ class StubLink(LinkProtocol):
         self._proofs = ()
         self._their_state = SessionState(b"st" + uid[-6:].encode(), b"", 0)
 
-    def _welcome_proof(self, ours: SessionState) -> bytes:  # noqa: ARG002
+    def _welcome_proof(self, ours: SessionState, claim: bytes) -> bytes:  # noqa: ARG002
         return bytes(32)
 
 
@@ -87,7 +87,7 @@ class Node:
     def dial(self, other: Node) -> End:
         """Connect to another node and say HELLO."""
         peer = peer_of(self.table, other.uid)
-        self.table.dial_started(peer)
+        self.table.dial_started(peer, next(self.clock))
         protocol = self.protocol(target=other.uid, session=peer.session.state())
         self.table.dial_said_hello(peer, protocol)
         ours, theirs = End(self, protocol), End(other, other.protocol())
@@ -288,7 +288,7 @@ def test_the_larger_uids_dial_is_refused_while_the_smaller_ones_is_under_way() -
 )
 def test_only_the_smaller_uids_hello_refuses_the_others_dial(our_uid: str, said_hello: bool, refused: bool) -> None:
     table, peer = named(our_uid)
-    table.dial_started(peer)
+    table.dial_started(peer, 1.0)
     if said_hello:
         table.dial_said_hello(peer, StubLink(our_uid, OTHER, 1.0, is_dialer=True))
     incoming = StubLink(our_uid, OTHER, 2.0)
@@ -314,7 +314,7 @@ def test_a_stranger_may_claim_to_be_new() -> None:
 
 def test_a_dial_that_failed_refuses_nothing_any_more() -> None:
     table, peer = named()
-    table.dial_started(peer)
+    table.dial_started(peer, 1.0)
     table.dial_said_hello(peer, StubLink(LOW, OTHER, 1.0, is_dialer=True))
     table.dial_failed(peer, 2.0)
     table.check_claim(OTHER)
@@ -343,7 +343,7 @@ def test_it_is_refused_even_if_that_link_is_down_again() -> None:
 
 def test_our_own_dial_is_never_refused_by_us() -> None:
     table, peer = named()
-    table.dial_started(peer)
+    table.dial_started(peer, 1.0)
     dial = StubLink(LOW, OTHER, 1.0, is_dialer=True)
     table.dial_said_hello(peer, dial)
     table.check_proven(dial, OTHER)
@@ -352,7 +352,7 @@ def test_our_own_dial_is_never_refused_by_us() -> None:
 def test_an_incoming_link_ends_our_own_dial() -> None:
     # The dial's HELLO told the state of before this link.
     table, peer = named(HIGH)
-    table.dial_started(peer)
+    table.dial_started(peer, 1.0)
     dial = StubLink(HIGH, OTHER, 1.0, is_dialer=True)
     table.dial_said_hello(peer, dial)
     link = bring_up(table, OTHER, 2.0)
@@ -363,12 +363,48 @@ def test_an_incoming_link_ends_our_own_dial() -> None:
 
 def test_our_own_dial_is_not_ended_by_its_success() -> None:
     table, peer = named()
-    table.dial_started(peer)
+    table.dial_started(peer, 1.0)
     dial = StubLink(LOW, OTHER, 1.0, is_dialer=True)
     table.dial_said_hello(peer, dial)
     table.link_up(dial, Identity(OTHER, ADDRESS), 2.0)
     assert dial.phase is Phase.UP
     assert (peer.dialing, peer.dial, peer.link) == (False, None, dial)
+
+
+# ---------------------------------------------------------------------- takeovers
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "refused"),
+    [
+        (b"k" * 16, b"k" * 16, False),
+        (b"k" * 16, b"x" * 16, True),
+        (b"k" * 16, b"", True),
+        # Who has shown none has nothing to be told apart by.
+        (b"", b"k" * 16, False),
+        (b"", b"", False),
+    ],
+)
+@pytest.mark.parametrize("is_down", [True, False])
+@pytest.mark.parametrize("is_dialer", [True, False])
+def test_a_uid_belongs_to_the_process_that_was_linked_first(
+    first: bytes, second: bytes, refused: bool, is_down: bool, is_dialer: bool
+) -> None:
+    table, peer = named()
+    link = StubLink(LOW, OTHER, 1.0)
+    link.boot_key = first
+    table.link_up(link, Identity(OTHER, ADDRESS), 1.0)
+    if is_down:
+        table.link_down(link, 2.0)
+    newcomer = StubLink(LOW, OTHER, 3.0, is_dialer=is_dialer)
+    newcomer.boot_key = second
+    if refused:
+        with pytest.raises(HandshakeError) as caught:
+            table.check_proven(newcomer, OTHER)
+        assert caught.value.code == Refusal.TAKEN
+    else:
+        table.check_proven(newcomer, OTHER)
+    assert peer.boot_key == first
 
 
 # ---------------------------------------------------------------------- links
@@ -453,7 +489,7 @@ def test_a_named_peer_is_due_when_it_is_our_turn(our_uid: str, wait: float) -> N
 
 def test_a_peer_is_dialled_once_at_a_time() -> None:
     table, peer = named()
-    table.dial_started(peer)
+    table.dial_started(peer, 1.0)
     assert table.due(10.0) == []
     assert table.next_due(10.0) is None
     table.dial_said_hello(peer, StubLink(LOW, OTHER, 1.0, is_dialer=True))
@@ -462,10 +498,10 @@ def test_a_peer_is_dialled_once_at_a_time() -> None:
 
 def test_a_failed_dial_waits_for_its_backoff() -> None:
     table, peer = named()
-    bounds = [0.5, 1.0, 2.0, 4.0, 8.0, 15.0, 15.0]
+    bounds = [0.5, 1.0, 2.0, REDIAL_SECONDS, REDIAL_SECONDS, REDIAL_SECONDS]
     now = 0.0
     for bound in bounds:
-        table.dial_started(peer)
+        table.dial_started(peer, now)
         table.dial_failed(peer, now)
         due = table.next_due(now)
         assert due is not None
@@ -474,10 +510,18 @@ def test_a_failed_dial_waits_for_its_backoff() -> None:
         now = due
 
 
+def test_the_time_that_a_dial_took_counts_as_waiting() -> None:
+    table, peer = named()
+    for _ in range(8):
+        table.dial_started(peer, 10.0)
+        table.dial_failed(peer, 10.0 + REDIAL_SECONDS)
+        assert table.next_due(10.0 + REDIAL_SECONDS) == 10.0 + REDIAL_SECONDS
+
+
 def test_only_a_link_that_is_up_resets_the_backoff() -> None:
     table, peer = named()
     for _ in range(8):
-        table.dial_started(peer)
+        table.dial_started(peer, 1.0)
         table.dial_said_hello(peer, StubLink(LOW, OTHER, 1.0, is_dialer=True))
         table.dial_failed(peer, 1.0)
     assert peer.backoff._failures == 8
@@ -557,7 +601,7 @@ def test_what_a_peer_that_leaves_has_acknowledged_is_not_counted() -> None:
 
 
 def test_losses_that_were_settled_are_not_counted_again() -> None:
-    table, peer = named(outbox_bytes=10)
+    table, peer = named(outbox_bytes=12)
     for _ in range(4):
         peer.session.append(b"12345")
     bring_up(table, OTHER, 1.0)
@@ -724,3 +768,54 @@ def test_nothing_is_owed_to_an_emitter_or_to_who_has_left() -> None:
     assert table.owed() == []
     bring_up(table, OTHER, 1.0, role=Role.EMITTER, address="")
     assert table.owed() == []
+
+
+# ---------------------------------------------------------------------- how many there may be
+
+
+def uids(count: int) -> list[str]:
+    return [f"f00d{number:012x}" for number in range(count)]
+
+
+def test_a_token_holder_cannot_be_any_number_of_nodes() -> None:
+    table = PeerTable(HIGH, random.Random(1))
+    for uid in uids(MAX_UNNAMED):
+        bring_up(table, uid, 1.0)
+    table.roster("d", {OTHER: ADDRESS}, True, 1.0)
+    with pytest.raises(HandshakeError) as refused:
+        bring_up(table, LOW, 1.0)
+    assert refused.value.code == Refusal.BUSY
+    # Whom discovery names, and who is known, is taken all the same.
+    bring_up(table, OTHER, 1.0)
+    table.link_down(peer_of(table, uids(1)[0]).link, 1.0)  # type: ignore[arg-type]  # it is up
+    bring_up(table, uids(1)[0], 2.0)
+
+
+def test_peers_that_are_dead_make_room_and_few_of_them_are_kept() -> None:
+    table = PeerTable(HIGH, random.Random(1), resume_window=30.0)
+    for at in (0.0, 100.0, 200.0):
+        for uid in uids(MAX_UNNAMED):
+            table.link_down(bring_up(table, uid, at), at)
+        table.tick(at + 31.0)
+    assert len(table) <= MAX_UNNAMED
+    bring_up(table, LOW, 300.0)
+
+
+def test_so_many_peers_are_dialled_at_a_time_and_no_more() -> None:
+    table = PeerTable(LOW, random.Random(1))
+    table.roster("d", dict.fromkeys(uids(MAX_DIALS + 1), ADDRESS), True, 0.0)
+    for peer in (first := table.due(1.0)):
+        table.dial_started(peer, 1.0)
+    assert len(first) == MAX_DIALS
+    assert (table.due(1.0), table.next_due(1.0)) == ([], None)
+    table.dial_failed(first[0], 1.0)
+    (last,) = table.due(1.0)
+    assert last not in first, "who has waited for longest comes first"
+
+
+def test_a_dial_that_failed_for_a_reason_of_our_own_is_soon_repeated() -> None:
+    table, peer = named()
+    for _ in range(10):
+        table.dial_started(peer, 1.0)
+        table.dial_failed(peer, 10.0, exhausted=True)
+    assert peer.dial_not_before == 11.0

@@ -24,7 +24,7 @@ from gevent_mesh.protocol.presence import (
     check_user,
     pack_meta,
 )
-from gevent_mesh.protocol.presence_messages import presence_piece
+from gevent_mesh.protocol.presence_messages import presence_delta, presence_piece
 
 A, B = "a" * 16, "b" * 16
 JOINED, LEFT, UPDATED = Change.JOINED, Change.LEFT, Change.UPDATED
@@ -799,3 +799,15 @@ TestMesh = Mesh.TestCase
 TestMesh.settings = settings(
     max_examples=400, stateful_step_count=50, deadline=None, suppress_health_check=list(HealthCheck)
 )
+
+
+def test_a_node_cannot_have_any_number_of_clients(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(presence, "MAX_CLIENTS", 3)
+    table = PresenceTable("b" * 16)
+    rows = [[f"sid {n}", f"user {n}", b"\x80", 1.0, 1.0] for n in range(5)]
+    table.take("a" * 16, presence_delta(1, rows, []), 1.0)
+    table.take("a" * 16, presence_delta(2, [["sid 1", "other", b"\x80", 1.0, 2.0]], ["sid 0"]), 1.0)
+    table.settle(10)
+    assert list(table.users()) == ["user 2", "other"]
+    table.take("a" * 16, presence_delta(3, [["sid 9", "user 9", b"\x80", 1.0, 2.0]], []), 1.0)
+    assert "user 9" in table

@@ -145,6 +145,33 @@ def test_messages_that_were_sent_make_room_once_the_link_is_gone() -> None:
     assert session.outbox() == [b"2222", b"3333"]
 
 
+def test_a_peer_that_comes_back_to_an_overflowed_outbox_finds_an_eighth_of_it_free() -> None:
+    session = make(80, *[b"1234567890"] * 9)
+    assert (session.outbox_messages, session.overflowed) == (8, True)
+    gap = session.attach(SessionState(b"", b"", 0))
+    assert gap == Gap(upto=2, count=2)
+    assert session.outbox_messages == 7
+    assert session.sent_lost == 2
+
+
+def test_a_peer_that_comes_back_to_a_full_outbox_has_lost_nothing() -> None:
+    session = make(80, *[b"1234567890"] * 8)
+    assert session.attach(SessionState(b"", b"", 0)) is None
+    assert (session.outbox_messages, session.overflowed, session.sent_lost) == (8, False, 0)
+
+
+def test_an_overflow_is_forgotten_when_the_next_link_is_gone() -> None:
+    session = make(10, b"1111", b"2222", b"3333")
+    session.attach(SessionState(b"", b"", 0))
+    assert session.overflowed
+    session.detach()
+    assert not session.overflowed
+    session.append(b"4444")
+    session.append(b"5555")
+    session.detach()
+    assert session.overflowed
+
+
 def test_with_a_link_nothing_goes() -> None:
     session = attached(b"1111", limit_bytes=10)
     for _ in range(10):

@@ -109,6 +109,7 @@ class NodejsLinkProtocol:
         self._session: Session | None = None
         self._taken_upto = 0
 
+        self.boot_key = b""
         self.hello_at = now
         self._heartbeat_interval = min(heartbeat_interval, HEARTBEAT_SECONDS)
         self._heartbeat_timeout = heartbeat_timeout

@@ -18,6 +18,7 @@ import msgpack
 
 from ...errors import MessageError, PayloadNotEncodable
 from ..messages import ClusterMessage, MessageType, pack_socket, parse, unpack_socket
+from ..unpacking import UNREADABLE, Budget, check_whole, read
 from .values import NOBODY, from_node, to_node
 
 __all__ = [
@@ -34,7 +35,9 @@ __all__ = [
 ]
 
 SOCKETS_AT_A_TIME = 20
-_UNREADABLE = (ValueError, TypeError, OverflowError, RecursionError, msgpack.UnpackException)
+MAX_VALUES = 1_000_000
+"""In one message, or of one client in a FETCH_SOCKETS_RESPONSE. More than our own nodes may send each other: events of
+Node peers travel as values, not as encoded packets."""
 _KEPT_TRANSLATIONS = 64
 _KEPT_BYTES = 64 * 1024
 
@@ -78,7 +81,9 @@ _FETCHED = b"\x84\xa4type\x08"
 
 def _read_fetched(payload: bytes) -> Iterator[ClusterMessage | None]:
     """Read it one client after the other, and keep each in the form that `messages.packed_sockets` explains."""
-    unpacker = msgpack.Unpacker(**_DECODE, max_buffer_size=len(payload), read_size=len(payload))
+    check_whole(payload)
+    budget = Budget(MAX_VALUES)
+    unpacker = msgpack.Unpacker(**budget.hooks(_DECODE), max_buffer_size=len(payload), read_size=len(payload))
     unpacker.feed(payload)
     fields: dict[str, Any] = {}
     data: dict[str, Any] = {}
@@ -96,10 +101,11 @@ def _read_fetched(payload: bytes) -> Iterator[ClusterMessage | None]:
                     continue
                 packed = []
                 for number in range(unpacker.read_array_header()):
+                    budget.taken = 0
                     packed.append(_pack_theirs(unpacker.unpack()))
                     if number % SOCKETS_AT_A_TIME == SOCKETS_AT_A_TIME - 1:
                         yield None
-    except _UNREADABLE as exc:
+    except UNREADABLE as exc:
         raise MessageError(f"undecodable: {type(exc).__name__}") from exc
     if packed is None or unpacker.tell() != len(payload):
         raise MessageError("no sockets, or more than that")
@@ -132,11 +138,8 @@ def _read(payload: bytes) -> ClusterMessage:
 
 
 def unpack(payload: bytes) -> Any:
-    try:
-        # A half of a surrogate pair, which JavaScript's texts may hold, becomes U+FFFD.
-        return msgpack.unpackb(payload, **_DECODE)
-    except _UNREADABLE as exc:
-        raise MessageError(f"undecodable: {type(exc).__name__}") from exc
+    # A half of a surrogate pair, which JavaScript's texts may hold, becomes U+FFFD.
+    return read(payload, max_values=MAX_VALUES, **_DECODE)
 
 
 def _normalize(data: dict[str, Any]) -> None:
