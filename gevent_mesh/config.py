@@ -51,6 +51,7 @@ class MeshConfig:
         tls: with what it listens and dials where that is encrypted.
         client_queue_bytes: how much may wait for one client; None for any amount.
         bounded_reader: refuse what clients send before it is read, when it is too large.
+        direct_writes: write events to clients' sockets where nothing is before them in the queues.
     """
 
     discovery: tuple[str, ...] = ()
@@ -72,6 +73,7 @@ class MeshConfig:
     tls: Tls = field(default=NO_TLS, compare=False)
     client_queue_bytes: int | None = 64 * 1024 * 1024
     bounded_reader: bool = True
+    direct_writes: bool = True
 
     @classmethod
     def from_options(
@@ -98,6 +100,7 @@ class MeshConfig:
         tls_name: str | None = None,
         client_queue_bytes: int | None = 64 * 1024 * 1024,
         bounded_reader: bool = True,
+        direct_writes: bool = True,
         embedded_port: int | None = None,
         environ: Mapping[str, str] | None = None,
     ) -> MeshConfig:
@@ -161,6 +164,7 @@ class MeshConfig:
             tls=tls,
             client_queue_bytes=client_queue_bytes,
             bounded_reader=bounded_reader,
+            direct_writes=direct_writes,
         )
 
 

@@ -2,23 +2,43 @@
 
 Rules:
 
-- A packet is encoded once, whoever sent it; every client's queue gets the same object.
-- Everything goes through ``server._send_eio_packet``, which test clients and the admin UI replace.
-- It never waits and never runs application code: a client that turns out to be gone is closed in a greenlet of its own,
-  because closing calls the application's disconnect handler.
+- A packet is encoded once, whoever sent it. Every client's socket is given the same frame (`outlets`), or its queue the
+  same packet.
+- For who has no outlet, or none that is free, it goes through ``server._send_eio_packet``; for everybody they do when
+  somebody has replaced that (test clients, the admin UI), or has python-engineio log each packet.
+- One after the other (`turn`): a delivery to very many gives way in between, and what others emit meanwhile, perhaps
+  because they have seen it, must not come before it anywhere.
+- It never runs application code: a client that turns out to be gone is closed in a greenlet of its own, because closing
+  calls the application's disconnect handler.
 """
 
 from __future__ import annotations
 
 import base64
+import logging
 import time
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import gevent
 from engineio import packet as eio_packet
+from engineio.socket import Socket
+from gevent.lock import RLock
+
+from .net.pause import at_work, in_slices
+from .outlets import Outlet
+from .protocol.websocket import Opcode, frame
 
 __all__ = ["Fanout"]
+
+FEW = 50
+"""So many clients are delivered to between two looks at the time."""
+TURN_SECONDS = 0.5
+"""Who waits for its turn says so often that it is not stuck."""
+
+_STOCK_SEND = Socket.send
+_NONE: dict[str, Outlet] = {}
 
 
 def _text(part: str) -> Any:
@@ -44,6 +64,35 @@ class _Attachment(eio_packet.Packet):  # type: ignore[misc]  # python-engineio h
         return self._base64
 
 
+class _Parcel:
+    """One event, in the forms that clients take it in."""
+
+    def __init__(self, encoded: Sequence[str | bytes]) -> None:
+        self._encoded = encoded
+        self._packets: list[Any] = []
+        self._frames = b""
+
+    @property
+    def packets(self) -> list[Any]:
+        """For queues."""
+        if not self._packets:
+            self._packets = [_Attachment(part) if isinstance(part, bytes) else _text(part) for part in self._encoded]
+        return self._packets
+
+    @property
+    def frames(self) -> bytes:
+        """For sockets: what gevent-websocket makes of the packets."""
+        self._frames = self._frames or b"".join(_frame(part) for part in self._encoded)
+        return self._frames
+
+
+def _frame(part: str | bytes) -> bytes:
+    if isinstance(part, bytes):
+        return frame(Opcode.BINARY, part, mask=False)
+    # A lone surrogate has no form in UTF-8; clients would hang up on the whole frame.
+    return frame(Opcode.TEXT, b"4" + part.encode("utf-8", "replace"), mask=False)
+
+
 def _send_all(server: Any, eio_sid: str, packets: Iterable[Any]) -> None:
     for packet in packets:
         server._send_eio_packet(eio_sid, packet)
@@ -54,10 +103,18 @@ class Fanout:
 
     Args:
         manager: knows the rooms (a `socketio.Manager`).
+
+    Attributes:
+        outlets: of the clients on WebSocket, by Engine.IO sid.
+        direct, queued: deliveries that went to sockets, and into queues.
     """
 
     def __init__(self, manager: Any) -> None:
         self._manager = manager
+        self._turn = RLock()
+        self.outlets: dict[str, Outlet] = {}
+        self.direct = 0
+        self.queued = 0
 
     def participants(
         self, namespace: str, rooms: Sequence[Hashable], exclude: Iterable[Hashable]
@@ -75,6 +132,19 @@ class Fanout:
             skipped.update(known.get(room, ()))
         return [member for member in members if member[0] not in skipped] if skipped else list(members)
 
+    @contextmanager
+    def turn(self) -> Iterator[None]:
+        """Be the only greenlet that delivers. Waits, except in the hub."""
+        if gevent.getcurrent() is gevent.get_hub():
+            yield
+            return
+        while not self._turn.acquire(timeout=TURN_SECONDS):
+            at_work()
+        try:
+            yield
+        finally:
+            self._turn.release()
+
     def deliver(
         self,
         namespace: str,
@@ -85,21 +155,49 @@ class Fanout:
         """Send an encoded Socket.IO packet to the selected local clients."""
         if namespace not in self._manager.rooms:
             return
-        server = self._manager.server
-        packets = [_Attachment(part) if isinstance(part, bytes) else _text(part) for part in encoded]
-        for _, eio_sid in self.participants(namespace, rooms, exclude):
-            if self._is_gone(eio_sid):
-                gevent.spawn(_send_all, server, eio_sid, packets)
+        with self.turn():
+            members = self.participants(namespace, rooms, exclude)
+            parcel = _Parcel(encoded)
+            for first in in_slices(range(0, len(members), FEW)):
+                self._give(members[first : first + FEW], parcel)
+
+    def _give(self, members: Sequence[tuple[str, str]], parcel: _Parcel) -> None:
+        outlets = _NONE if self._is_watched() else self.outlets
+        frames = parcel.frames if outlets else b""
+        direct = 0
+        for _, eio_sid in members:
+            outlet = outlets.get(eio_sid)
+            if outlet is not None and outlet.take(frames):
+                direct += 1
             else:
-                _send_all(server, eio_sid, packets)
+                self._queue(eio_sid, parcel)
+        self.direct += direct
+        self.queued += len(members) - direct
+
+    def _queue(self, eio_sid: str, parcel: _Parcel) -> None:
+        if self._is_gone(eio_sid):
+            gevent.spawn(_send_all, self._manager.server, eio_sid, parcel.packets)
+        else:
+            _send_all(self._manager.server, eio_sid, parcel.packets)
 
     def deliver_to(self, eio_sid: str, packet: Any) -> None:
         """Send a Socket.IO packet that is for one client only."""
         send = self._manager.server._send_packet
-        if self._is_gone(eio_sid):
-            gevent.spawn(send, eio_sid, packet)
-        else:
-            send(eio_sid, packet)
+        with self.turn():
+            if self._is_gone(eio_sid):
+                gevent.spawn(send, eio_sid, packet)
+            else:
+                send(eio_sid, packet)
+
+    def _is_watched(self) -> bool:
+        """Whether somebody wants to see each packet on its way through the server."""
+        server = self._manager.server
+        return (
+            "_send_eio_packet" in vars(server)
+            or "send_packet" in vars(server.eio)
+            or Socket.send is not _STOCK_SEND
+            or server.eio.logger.isEnabledFor(logging.INFO)
+        )
 
     def _is_gone(self, eio_sid: str) -> bool:
         """Whether the client has missed its ping, so that sending to it will close it."""

@@ -1,7 +1,8 @@
 """What a client of the application may cost: how much may wait for it, and how large a message it may send.
 
 python-engineio keeps everything for a client that does not read, and leaves a connection alone whose session has ended.
-Both places where that is put right are its own seam for event loops: what it makes queues and WebSockets with.
+Both places where that is put right are its own seam for event loops: what it makes queues with, and WebSockets (see
+`connections`).
 
 Rules:
 
@@ -21,22 +22,18 @@ from functools import partial
 from math import inf
 from sys import getsizeof
 from time import monotonic
-from typing import Any
+from typing import Any, Protocol
 
 import gevent
-from engineio.async_drivers.gevent import WebSocketWSGI
 from gevent.queue import Empty, JoinableQueue
-from geventwebsocket.websocket import WebSocket
 
 from .config import MeshConfig
 from .errors import WebSocketError
 from .net.lines import LinesPerSecond
 from .net.outboxes import Counters
 from .net.pause import give_way
-from .net.transport import Transport
-from .websocket import BoundedWebSocket
 
-__all__ = ["SLOW_CONSUMER", "ClientLimits", "ClientQueue"]
+__all__ = ["ENDING_SECONDS", "SLOW_CONSUMER", "ClientLimits", "ClientQueue"]
 
 SLOW_CONSUMER = "slow consumer"
 """The reason that the disconnect handler of a client is given that was cut because it does not keep up."""
@@ -49,6 +46,16 @@ PACKET_BYTES = 150
 
 ROUND_BYTES = 256 * 1024
 """How much Engine.IO's writer takes at a time. It takes all that there is, and what it has taken waits all the same."""
+
+
+class Ends(Protocol):
+    """A connection of a client, as its queue sees it."""
+
+    def end_soon(self) -> None:
+        """The session has ended: so does this, in good order or soon."""
+
+    def abort(self) -> None:
+        """End it at once, and free whoever reads or writes."""
 
 
 class ClientLimits:
@@ -67,6 +74,9 @@ class ClientLimits:
         self.bounded_reader = config.bounded_reader
         #: Much waits for somebody.
         self.is_crowded = False
+        #: Clients may be written to past their queues: the server looks itself for those that have gone.
+        self.allows_outlets = False
+        self._direct_writes = config.direct_writes
         self._counters = counters
         self._logger = logger
         self._lines = LinesPerSecond()
@@ -75,10 +85,10 @@ class ClientLimits:
     def watch(self, server: Any) -> None:
         """Limit what the clients of this server cost."""
         self._server = server
+        self.allows_outlets = self._direct_writes and bool(server.eio.start_service_task)
         eio, connect = server.eio, server._handle_eio_connect
-        drivers = {"queue": partial(ClientQueue, self), "websocket": partial(_ClientConnection, self)}
         # A copy: the original is shared by all servers of the process.
-        eio._async = {**eio._async, **drivers}
+        eio._async = {**eio._async, "queue": partial(ClientQueue, self)}
 
         def handle_connect(eio_sid: str, environ: dict[str, Any]) -> Any:
             session = eio.sockets.get(eio_sid)
@@ -96,7 +106,7 @@ class ClientLimits:
             if gevent.getcurrent() is not gevent.get_hub():
                 give_way()
 
-    def cut(self, session: Any, connections: Iterable[_ClientConnection]) -> None:
+    def cut(self, session: Any, connections: Iterable[Ends]) -> None:
         """End a session whose client does not keep up. Runs the application's disconnect handler."""
         counters = self._counters()
         if counters is not None:
@@ -139,7 +149,7 @@ class ClientQueue(JoinableQueue):  # type: ignore[misc]  # gevent ships no types
     def __init__(self, limits: ClientLimits) -> None:
         super().__init__()
         self.session: Any = None
-        self.connections: list[_ClientConnection] = []
+        self.connections: list[Ends] = []
         self._limits = limits
         self._waiting_bytes = 0.0
         self._taken_bytes = 0
@@ -184,56 +194,3 @@ class ClientQueue(JoinableQueue):  # type: ignore[misc]  # gevent ships no types
         if self._waiting_bytes != inf:
             self._waiting_bytes = inf
             gevent.spawn(self._limits.cut, self.session, list(self.connections))
-
-
-class _ClientConnection(WebSocketWSGI):  # type: ignore[misc]  # python-engineio has no types
-    """The WebSocket of a session, as Engine.IO wants to see it; a session may have several while it is upgraded."""
-
-    def __init__(self, limits: ClientLimits, handler: Any, server: Any) -> None:
-        super().__init__(handler, server)
-        self._limits = limits
-        self._server = server
-        self._session = handler.__self__
-        self._transport: Transport | None = None
-        self._ending: gevent.Greenlet | None = None
-
-    def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Any:
-        """The whole life of the connection."""
-        websocket = environ.get("wsgi.websocket")
-        if isinstance(websocket, WebSocket):
-            self._transport = self._take_over(websocket, environ)
-        connections = self._session.queue.connections
-        connections.append(self)
-        try:
-            return super().__call__(environ, start_response)
-        finally:
-            connections.remove(self)
-            if self._ending is not None:
-                self._ending.kill(block=False)
-
-    def wait(self) -> Any:
-        """Wait for a message; None when there will be none."""
-        message = super().wait()
-        if message is None and isinstance(self._sock, BoundedWebSocket) and self._sock.refused:
-            self._limits.refused(self._session, self._sock.refused)
-        return message
-
-    def end_soon(self) -> None:
-        """The session has ended: so does this, in good order or soon."""
-        if self._ending is None:
-            self._ending = gevent.spawn_later(ENDING_SECONDS, self.abort)
-
-    def abort(self) -> None:
-        """End it at once, and free whoever reads or writes."""
-        if self._transport is not None:
-            self._transport.abort()
-
-    def _take_over(self, websocket: WebSocket, environ: dict[str, Any]) -> Transport:
-        if not self._limits.bounded_reader:
-            return Transport(websocket.handler.socket, is_client=False)
-        if not isinstance(websocket, BoundedWebSocket):
-            websocket = BoundedWebSocket(websocket, self._server.max_http_buffer_size)
-            websocket.handler.websocket = environ["wsgi.websocket"] = websocket
-        websocket.max_message_bytes = self._server.max_http_buffer_size
-        transport: Transport = websocket.transport
-        return transport

@@ -21,7 +21,7 @@ from socketio import packet as sio_packet
 from socketio.manager import Manager
 from socketio.pubsub_manager import PubSubManager
 
-from . import startup, testclient
+from . import connections, startup, testclient
 from .asking import Asking
 from .clients import Clients
 from .cluster.acknowledgements import Acknowledgements, Tally, in_greenlets
@@ -45,7 +45,7 @@ from .protocol import messages
 from .protocol.messages import MessageType
 from .protocol.peers import Peer
 from .relay import Relay
-from .routing import event_receivers
+from .routing import event_receivers, of_node
 from .selection import Selection
 
 __all__ = ["GeventMeshManager"]
@@ -103,6 +103,8 @@ class GeventMeshManager(ClusterApi, PubSubManager):  # type: ignore[misc]  # pyt
             that, it is disconnected. None for any amount.
         bounded_reader: refuse WebSocket messages of clients that are larger than the server's `max_http_buffer_size`
             before they are read. False leaves reading to gevent-websocket. See docs/clients.md for both.
+        direct_writes: write events straight to the sockets of WebSocket clients where nothing waits before them. False
+            sends everything through python-engineio's queues, which costs three times as much.
         embedded_port: the port on 127.0.0.1 where the nodes of this host find each other when no discovery service is
             named. Default: ``MESH_EMBEDDED_PORT``, else one made of the user's id and the channel.
 
@@ -138,6 +140,7 @@ class GeventMeshManager(ClusterApi, PubSubManager):  # type: ignore[misc]  # pyt
         tls_name: str | None = None,
         client_queue_bytes: int | None = 64 * 1024 * 1024,
         bounded_reader: bool = True,
+        direct_writes: bool = True,
         embedded_port: int | None = None,
     ) -> None:
         self.config = MeshConfig.from_options(
@@ -162,6 +165,7 @@ class GeventMeshManager(ClusterApi, PubSubManager):  # type: ignore[misc]  # pyt
             tls_name=tls_name,
             client_queue_bytes=client_queue_bytes,
             bounded_reader=bounded_reader,
+            direct_writes=direct_writes,
             embedded_port=embedded_port,
         )
         super().__init__(channel=channel, write_only=write_only, logger=logger)
@@ -219,9 +223,11 @@ class GeventMeshManager(ClusterApi, PubSubManager):  # type: ignore[misc]  # pyt
             raise ConfigError("this GeventMeshManager already serves another server; make one for each")
         super().set_server(server)
         self._packets = Packets(server.packet_class)
-        self._limits.watch(server)
+        connections.install(server, self._limits, self._clients.fanout.outlets, self._mesh_logger)
         # Behind the limits, and so in front of them: whom a node that leaves refuses is no client to anybody.
         self._clients.watch(server, is_closed=lambda: self._node.is_leaving)
+        generate_id = server.eio.generate_id
+        server.eio.generate_id = lambda: of_node(generate_id(), self.uid)
         testclient.allow(GeventMeshManager)
 
     def initialize(self) -> None:
@@ -460,12 +466,10 @@ class GeventMeshManager(ClusterApi, PubSubManager):  # type: ignore[misc]  # pyt
             return
         encoded = self._packets.encode(event, arguments_of(data), selection.namespace)
         mesh = self._mesh_for(selection)
-        # Encoded before anybody gets it: it may turn out to be too large.
-        outgoing = [] if mesh is None else self._event_messages(mesh, selection, encoded)
-        self._deliver(selection, encoded)
-        if mesh is not None:
-            for peers, message in outgoing:
-                mesh.outboxes.publish(peers, message)
+        if mesh is None:
+            self._deliver(selection, encoded)
+        else:
+            self._publish_and_deliver(mesh, selection, encoded)
         self._limits.keep_pace()
 
     def can_disconnect(self, sid: str, namespace: str) -> bool:
@@ -473,7 +477,7 @@ class GeventMeshManager(ClusterApi, PubSubManager):  # type: ignore[misc]  # pyt
         if self._clients.is_ours(_sid(sid), namespace):
             return bool(Manager.can_disconnect(self, sid, namespace))
         data = messages.disconnect_sockets(messages.options([sid]))
-        self._tell_nodes(MessageType.DISCONNECT_SOCKETS, namespace, messages.one_client(data))
+        self._tell_owner(sid, MessageType.DISCONNECT_SOCKETS, namespace, data)
         return False
 
     def disconnect(self, sid: str, namespace: str | None = None, **kwargs: Any) -> None:
@@ -493,7 +497,7 @@ class GeventMeshManager(ClusterApi, PubSubManager):  # type: ignore[misc]  # pyt
             Manager.enter_room(self, sid, namespace, room, eio_sid=eio_sid)
             return
         data = messages.sockets_join(messages.options([sid]), [room])
-        self._tell_nodes(MessageType.SOCKETS_JOIN, namespace, messages.one_client(data))
+        self._tell_owner(sid, MessageType.SOCKETS_JOIN, namespace, data)
 
     def leave_room(self, sid: str, namespace: str, room: Hashable) -> None:
         """Take a client out of a room, wherever it is connected."""
@@ -502,7 +506,7 @@ class GeventMeshManager(ClusterApi, PubSubManager):  # type: ignore[misc]  # pyt
             Manager.leave_room(self, sid, namespace, room)
             return
         data = messages.sockets_leave(messages.options([sid]), [room])
-        self._tell_nodes(MessageType.SOCKETS_LEAVE, namespace, messages.one_client(data))
+        self._tell_owner(sid, MessageType.SOCKETS_LEAVE, namespace, data)
 
     def close_room(self, room: Hashable, namespace: str | None = None) -> None:
         """Empty a room on all nodes."""
@@ -510,12 +514,18 @@ class GeventMeshManager(ClusterApi, PubSubManager):  # type: ignore[misc]  # pyt
         namespace = namespace or "/"
         Manager.close_room(self, room, namespace)
         data = messages.sockets_leave(messages.options([room]), [room])
-        self._tell_nodes(MessageType.SOCKETS_LEAVE, namespace, data)
+        self._node.publish(MessageType.SOCKETS_LEAVE, namespace, data)
 
     # ------------------------------------------------------------------ the tables of rooms
 
     def basic_enter_room(self, sid: str, namespace: str, room: Hashable, eio_sid: str | None = None) -> None:
-        """Put a client into a room of this node."""
+        """Put a client into a room of this node.
+
+        Raises:
+            ValueError: the room is that of another client.
+        """
+        if room != sid and self._node.is_elsewhere(room):
+            raise ValueError(f"{room!r} is the sid of a client: nobody else can enter its room")
         super().basic_enter_room(sid, namespace, room, eio_sid=eio_sid)
         self._clients.entered(sid, namespace, room, eio_sid)
 
@@ -547,6 +557,19 @@ class GeventMeshManager(ClusterApi, PubSubManager):  # type: ignore[misc]  # pyt
 
     # ------------------------------------------------------------------ outgoing
 
+    def _publish_and_deliver(self, mesh: Mesh, selection: Selection, encoded: list[str | bytes]) -> None:
+        # Encoded before anybody gets it: it may turn out to be too large.
+        outgoing = self._event_messages(mesh, selection, encoded)
+        for peers, message in outgoing:
+            mesh.outboxes.keep_pace(peers, len(message))
+        # Who sees it may answer at once: nothing that is emitted then is to come before it, here or elsewhere.
+        with self._clients.fanout.turn():
+            for peers, message in outgoing:
+                mesh.outboxes.publish(peers, message, at_once=True)
+            self._deliver(selection, encoded)
+        for peers, _ in outgoing:
+            mesh.outboxes.keep_pace(peers)
+
     def _deliver(self, selection: Selection, encoded: list[str | bytes]) -> None:
         self._clients.fanout.deliver(selection.namespace, selection.rooms, selection.exclude, encoded)
 
@@ -554,13 +577,15 @@ class GeventMeshManager(ClusterApi, PubSubManager):  # type: ignore[misc]  # pyt
         self, mesh: Mesh, selection: Selection, encoded: list[str | bytes], request_id: str | None = None
     ) -> list[tuple[list[Peer], bytes]]:
         """Encode an event for the other nodes, nearly always once: peers, and the message that they share."""
-        same, others = event_receivers(mesh.table, self._packets.codec)
+        peers = self._node.owners(selection.rooms)
+        same, others = event_receivers(mesh.table if peers is None else peers, self._packets.codec)
         data = messages.broadcast(selection.opts, encoded=encoded, codec=self._packets.codec, request_id=request_id)
         message = self._node.encode(MessageType.BROADCAST, selection.namespace, data)
         outgoing = [(same, message)]
         if others:
             outgoing.append((others, self._plain_message(selection, encoded, request_id) or message))
-        mesh.outboxes.keep_for_newcomers(message)
+        if peers is None:
+            mesh.outboxes.keep_for_newcomers(message)
         return outgoing
 
     def _plain_message(self, selection: Selection, encoded: list[str | bytes], request_id: str | None) -> bytes | None:
@@ -628,8 +653,8 @@ class GeventMeshManager(ClusterApi, PubSubManager):  # type: ignore[misc]  # pyt
                 emitter.expect_no_more(request_id)
             raise
 
-    def _tell_nodes(self, kind: MessageType, namespace: str | None, data: dict[str, Any]) -> None:
-        self._node.publish(kind, namespace or "/", data)
+    def _tell_owner(self, sid: str, kind: MessageType, namespace: str | None, data: dict[str, Any]) -> None:
+        self._node.publish_to_owner(sid, kind, namespace or "/", messages.one_client(data))
 
     def _mesh_for(self, selection: Selection) -> Mesh | None:
         """The mesh, unless nobody on another node can be meant."""

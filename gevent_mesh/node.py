@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import logging
 import secrets
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Any
 
 from .config import MeshConfig
@@ -23,7 +23,7 @@ from .protocol import messages
 from .protocol.messages import ClusterMessage, MessageType
 from .protocol.nodejs import ReadPacket
 from .protocol.peers import Peer
-from .routing import receivers
+from .routing import owner_of, owners, receivers
 from .service import Handler, Service
 
 __all__ = ["Node", "new_uid"]
@@ -179,6 +179,24 @@ class Node:
         """Send a message to all nodes, those included that are about to be named. May wait for slow peers."""
         if self.cluster() is not None:
             self.publish_encoded(self.encode(kind, namespace, data))
+
+    def publish_to_owner(self, sid: str, kind: MessageType, namespace: str, data: dict[str, Any]) -> None:
+        """Send what is about one client to its node; to all nodes if the sid does not tell which one that is."""
+        peers = None if self.cluster() is None else self.owners([sid])
+        if peers is None:
+            self.publish(kind, namespace, data)
+        else:
+            self.publish_to(peers, kind, namespace, data)
+
+    def owners(self, rooms: Sequence[Hashable]) -> list[Peer] | None:
+        """The peers that alone can have members of these rooms, when all of them are sids; None if any node may."""
+        return None if self.mesh is None else owners(self.mesh.table, self.uid, rooms)
+
+    def is_elsewhere(self, room: Hashable) -> bool:
+        """Whether this is the sid of a client of another node that is there."""
+        uid = owner_of(room)
+        peer = self.mesh.table.get(uid) if uid and self.mesh is not None else None
+        return peer is not None and peer.present
 
     def publish_encoded(self, message: bytes, *, to_nodejs: bool = True, patiently: bool = False) -> None:
         """`publish` for a message of ours that is encoded.

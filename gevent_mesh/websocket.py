@@ -117,8 +117,8 @@ class BoundedWebSocket(WebSocket):  # type: ignore[misc]  # gevent-websocket shi
             if self.closed:
                 raise exceptions.WebSocketError(MSG_ALREADY_CLOSED)
             try:
-                self.transport.send(frame(opcode, message, mask=False))
-            except ConnectionError as exc:
+                self.raw_write(frame(opcode, message, mask=False))
+            except OSError as exc:
                 raise exceptions.WebSocketError(MSG_SOCKET_DEAD) from exc
 
     def close(self, code: int = _NORMAL, message: str | bytes = "") -> None:
@@ -132,8 +132,8 @@ class BoundedWebSocket(WebSocket):  # type: ignore[misc]  # gevent-websocket shi
             return
         self.closed = True
         reason = message if isinstance(message, str) else message.decode("utf-8", "replace")
-        with gevent.Timeout(_CLOSE_SECONDS, False), self._writing, contextlib.suppress(ConnectionError):
-            self.transport.send(frame(Opcode.CLOSE, close_payload(code, reason), mask=False))
+        with gevent.Timeout(_CLOSE_SECONDS, False), self._writing, contextlib.suppress(OSError):
+            self.raw_write(frame(Opcode.CLOSE, close_payload(code, reason), mask=False))
 
     def _answer_ping(self, payload: bytes) -> None:
         # That the connection is over is found out by reading.

@@ -18,7 +18,7 @@ from gevent.pywsgi import WSGIServer
 from gevent.queue import Empty
 from geventwebsocket.handler import WebSocketHandler
 
-from gevent_mesh import GeventMeshManager, limits
+from gevent_mesh import GeventMeshManager, connections, limits
 from gevent_mesh.handler import GeventMeshHandler
 from gevent_mesh.net.outboxes import Counters
 from gevent_mesh.protocol.websocket import Opcode
@@ -259,7 +259,7 @@ class TestEnds:
 
     @pytest.fixture(autouse=True)
     def soon(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(limits, "ENDING_SECONDS", 0.3)
+        monkeypatch.setattr(connections, "ENDING_SECONDS", 0.3)
 
     def test_of_a_client_that_does_not_read(self, serve: Serve) -> None:
         served = serve(client_queue_bytes=None)

@@ -21,6 +21,7 @@ import gevent
 
 from ..clients import Clients
 from ..errors import PayloadError
+from ..net.mesh import Mesh
 from ..net.pause import in_slices
 from ..node import Node
 from ..packets import Packets
@@ -152,8 +153,7 @@ class Acknowledgements(Service):
         """
         own = self._clients.select(selection)
         mesh = self._node.mesh if publish is not None else None
-        asked = [peer.uid for peer in mesh.table.reachable(selection.namespace)] if mesh else []
-        missing = [peer.uid for peer in mesh.table.unreachable()] if mesh else []
+        asked, missing = ([], []) if mesh is None else self._others(mesh, selection)
         if self._node.mesh is None:
             # Nobody sweeps then.
             self.sweep(monotonic())
@@ -180,6 +180,16 @@ class Acknowledgements(Service):
             deadline=request.deadline,
         )
         return request
+
+    def _others(self, mesh: Mesh, selection: Selection) -> tuple[list[str], list[str]]:
+        """The uids of other nodes that may have selected clients: those that can be asked, and those that cannot."""
+        asked = [peer.uid for peer in mesh.table.reachable(selection.namespace)]
+        missing = [peer.uid for peer in mesh.table.unreachable()]
+        owners = self._node.owners(selection.rooms)
+        if owners is None:
+            return asked, missing
+        uids = {peer.uid for peer in owners}
+        return [uid for uid in asked if uid in uids], [uid for uid in missing if uid in uids]
 
     def _publish(self, publish: Callable[[str], None], request: Request) -> None:
         try:

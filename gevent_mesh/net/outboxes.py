@@ -117,17 +117,17 @@ class Outboxes:
         """Put one encoded message into the outboxes of some peers. May let other greenlets run, and wait.
 
         Args:
-            at_once: somebody has waited for room already (see `wait_for_room`).
+            at_once: somebody has waited already (see `keep_pace` and `wait_for_room`).
         """
         if not at_once:
-            self._keep_pace(peers, len(message))
+            self.keep_pace(peers, len(message))
         unsent = 0
         for peer in peers:
             unsent = max(unsent, self._append(peer, message))
         if unsent > self._high_water_bytes and gevent.getcurrent() is not gevent.get_hub():
             give_way()
         if not at_once:
-            self._keep_pace(peers, self._half_bytes)
+            self.keep_pace(peers)
 
     def send(self, uid: str, message: bytes) -> bool:
         """Put a message into one peer's outbox. Never waits.
@@ -171,7 +171,13 @@ class Outboxes:
         """Whether a publisher should wait: what is sent and not acknowledged is on its way to overflow as well."""
         return session.attached and not session.fits(room)
 
-    def _keep_pace(self, peers: Sequence[Peer], room: int) -> None:
+    def keep_pace(self, peers: Sequence[Peer], room: int = 0) -> None:
+        """Wait for those of these peers that are behind and keep moving.
+
+        Args:
+            room: bytes that are to fit into their outboxes; half of all, if left out.
+        """
+        room = room or self._half_bytes
         for peer in peers:
             if self._is_crowded(peer.session, room):
                 self._wait_for_relief_of(peers, room)
@@ -183,7 +189,7 @@ class Outboxes:
         Not for those that have taken nothing for `heartbeat_timeout`: their oldest messages make room, as always. What
         has been seen holds until the caller lets others run.
         """
-        self._keep_pace(self._table.owed(), max(size, self._half_bytes))
+        self.keep_pace(self._table.owed(), max(size, self._half_bytes))
         ends_at = monotonic() + ROOM_SECONDS
         while (now := monotonic()) < ends_at and self._may_any_get_room(size, now):
             self._wait_for_relief(RELIEF_SECONDS)

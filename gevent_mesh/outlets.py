@@ -1,0 +1,95 @@
+"""Outlets: the sockets of this node's WebSocket clients, which an event can be written to at once.
+
+python-engineio puts every packet into the client's queue and wakes a greenlet that makes a frame of it and writes that:
+with many clients most of the time goes there. An outlet takes a frame that was made once for all, and gives it to the
+kernel, when that is the same as what the queue would do.
+
+Rules:
+
+- The order of a client's packets holds: an outlet takes a frame only when nothing is before it, in the queue, half
+  written, or in the hands of the greenlet that empties the queue. Else the packet goes into the queue.
+- All writes to the socket go through the outlet, one at a time, so that no PONG lands inside a half-written frame.
+- What the kernel does not take of a frame is kept, and written before anything else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from engineio import packet as eio_packet
+from gevent import socket
+from gevent.lock import RLock
+
+__all__ = ["NOTHING", "Outlet"]
+
+
+class Outlet:
+    """The way to one client.
+
+    Args:
+        client: python-engineio's socket.
+        sock: the connection.
+    """
+
+    __slots__ = ("_client", "_is_busy", "_is_empty", "_is_open", "_rest", "_send", "_sendall", "_writing")
+
+    def __init__(self, client: Any, sock: socket.socket) -> None:
+        self._client = client
+        self._is_empty: Callable[[], bool] = client.queue.empty
+        self._is_open = False
+        self._is_busy = False
+        self._rest = b""
+        self._sendall = sock.sendall
+        # Does not wait, as the sockets inside of gevent's never do.
+        self._send: Callable[[bytes], int] = sock._sock.send
+        self._writing = RLock()
+
+    def take(self, frame: bytes) -> bool:
+        """Write a frame at once. Never waits.
+
+        Returns:
+            False if the packet has to go through the queue.
+        """
+        if self._is_busy or not self._is_empty() or not (self._is_open or self._opens()):
+            return False
+        try:
+            written = self._send(frame)
+        except OSError:
+            # No room for a single byte, or the connection is gone: whoever empties the queue finds out which.
+            return False
+        if written < len(frame):
+            self._is_busy = True
+            self._rest = frame[written:]
+            self._client.queue.put(_WAKE)
+        return True
+
+    def _opens(self) -> bool:
+        """Whether the client is over with polling."""
+        self._is_open = self._client.upgraded
+        return self._is_open
+
+    def write(self, data: bytes) -> None:
+        """Write all of it, behind what is half written. Waits."""
+        with self._writing:
+            self._is_busy = True
+            rest, self._rest = self._rest, b""
+            try:
+                self._sendall(rest + data)
+            finally:
+                self._is_busy = False
+
+
+NOTHING = ""
+"""What the packet is encoded as that stands in the queue for something half written. No other packet is empty."""
+
+
+class _Wake(eio_packet.Packet):  # type: ignore[misc]  # python-engineio has no types
+    """Has whoever empties the queue write what is half written."""
+
+    def encode(self, b64: bool = False) -> Any:
+        # A polling request that has come late may take it out; to clients Engine.IO's "noop" means nothing.
+        return super().encode(b64) if b64 else NOTHING
+
+
+_WAKE = _Wake(eio_packet.NOOP)

@@ -1,0 +1,334 @@
+"""Delivery to this node's own clients: straight to their sockets where that is the same as through their queues."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import logging
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import gevent
+import pytest
+import socketio
+from gevent import socket
+from gevent.pywsgi import WSGIHandler, WSGIServer
+from geventwebsocket.handler import WebSocketHandler
+
+from gevent_mesh import GeventMeshManager, connections
+from gevent_mesh.fanout import Fanout
+from gevent_mesh.protocol.websocket import Opcode, frame
+from tests.support import eventually
+
+HANDLERS = {"gevent-websocket": WebSocketHandler, "simple-websocket": WSGIHandler}
+
+
+class Browser:
+    """A client that is read step by step, over a small buffer if that is wished.
+
+    Attributes:
+        numbers: of the events "tick" that came.
+        others: frames that were no such event.
+    """
+
+    def __init__(self, port: int, *, buffer_bytes: int = 0) -> None:
+        self.numbers: list[int] = []
+        self.others: list[tuple[int, bytes]] = []
+        self._data = b""
+        self.sock = socket.socket()
+        if buffer_bytes:
+            self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer_bytes)
+        self.sock.connect(("127.0.0.1", port))
+        lines = [
+            "GET /socket.io/?EIO=4&transport=websocket HTTP/1.1", "Host: x", "Upgrade: websocket",
+            "Connection: Upgrade", "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==", "Sec-WebSocket-Version: 13", "", "",
+        ]  # fmt: skip
+        self.sock.sendall("\r\n".join(lines).encode())
+        head = b""
+        while not head.endswith(b"\r\n\r\n"):
+            head += self.sock.recv(1)
+        self.send(b"40")
+        while not self.others or not self.others[-1][1].startswith(b"40"):
+            self.read()
+        self.sid: str = json.loads(self.others[-1][1][2:])["sid"]
+        self.others.clear()
+
+    def send(self, payload: bytes, opcode: int = Opcode.TEXT) -> None:
+        self.sock.sendall(frame(opcode, payload, mask=True))
+
+    def read(self) -> None:
+        data = self.sock.recv(65536)
+        assert data, "closed"
+        self._data += data
+        while (found := self._next_frame()) is not None:
+            opcode, payload = found
+            if opcode == Opcode.TEXT and payload.startswith(b'42["tick"'):
+                self.numbers.append(json.loads(payload[2:])[1])
+            else:
+                self.others.append((opcode, payload))
+
+    def _next_frame(self) -> tuple[int, bytes] | None:
+        data = self._data
+        if len(data) < 2:
+            return None
+        extra = {126: 2, 127: 8}.get(data[1], 0)
+        length = int.from_bytes(data[2 : 2 + extra], "big") if extra else data[1]
+        end = 2 + extra + length
+        if len(data) < 2 + extra or len(data) < end:
+            return None
+        # Whole in itself, not masked, nothing compressed: what got inside of another frame would not be.
+        assert data[0] in (0x81, 0x82, 0x88, 0x89, 0x8A), data[:20]
+        self._data = data[end:]
+        return data[0] & 0x0F, data[2 + extra : end]
+
+    def read_on(self) -> Browser:
+        """Read from now on, in the background."""
+
+        def read() -> None:
+            while True:
+                try:
+                    self.read()
+                except (OSError, AssertionError):
+                    return
+
+        gevent.spawn(read)
+        return self
+
+
+class Served:
+    """A server with clients of its own."""
+
+    def __init__(self, handler: str = "gevent-websocket", *, direct_writes: bool = True, **options: Any) -> None:
+        self.manager = GeventMeshManager([], ws_port=0, direct_writes=direct_writes)
+        self.sio = socketio.Server(async_mode="gevent", client_manager=self.manager, namespaces=["/"], **options)
+        self.server = WSGIServer(
+            ("127.0.0.1", 0), socketio.WSGIApp(self.sio), handler_class=HANDLERS[handler], log=None
+        )
+        self.server.start()
+        self.browsers: list[Browser] = []
+        self._numbers = itertools.count(1)
+
+    @property
+    def fanout(self) -> Fanout:
+        return self.manager._clients.fanout
+
+    def browser(self, **options: Any) -> Browser:
+        self.browsers.append(Browser(self.server.server_port, **options))
+        return self.browsers[-1]
+
+    def tick(self, count: int = 1, padding: int = 0) -> int:
+        """Emit numbered events; returns the last number."""
+        for _ in range(count):
+            number = next(self._numbers)
+            self.sio.emit("tick", (number, "x" * padding))
+        return number
+
+    def stop(self) -> None:
+        for browser in self.browsers:
+            browser.sock.close()
+        self.manager.stop()
+        self.server.stop(1)
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[..., Served]]:
+    made: list[Served] = []
+
+    def start(*args: Any, **options: Any) -> Served:
+        made.append(Served(*args, **options))
+        return made[-1]
+
+    yield start
+    for each in made:
+        each.stop()
+
+
+@pytest.fixture(params=sorted(HANDLERS))
+def served(request: pytest.FixtureRequest, serve: Callable[..., Served]) -> Served:
+    return serve(request.param)
+
+
+def test_events_go_straight_to_websockets_in_order(served: Served) -> None:
+    browsers = [served.browser().read_on() for _ in range(3)]
+    served.tick(50)
+    for browser in browsers:
+        eventually(lambda browser=browser: browser.numbers == list(range(1, 51)))  # type: ignore[misc]  # bound now
+    assert (served.fanout.direct, served.fanout.queued) == (150, 0)
+
+
+def test_binary_events_arrive_whole(served: Served) -> None:
+    browser = served.browser().read_on()
+    served.sio.emit("file", b"\x00\xff" * 40_000)
+    eventually(lambda: len(browser.others) == 2)
+    (head, attachment) = browser.others
+    assert head == (Opcode.TEXT, b'451-["file",{"_placeholder":true,"num":0}]')
+    assert attachment == (Opcode.BINARY, b"\x00\xff" * 40_000)
+    assert served.fanout.direct == 1
+
+
+def test_half_written_frames_are_completed_first_and_nothing_gets_between(served: Served) -> None:
+    """Not even what the server answers to pings."""
+    slow = served.browser(buffer_bytes=4096)
+    for step in range(40):
+        served.tick(padding=150_000)
+        slow.send(b"ping %d" % step, Opcode.PING)
+        gevent.sleep(0)
+    assert served.fanout.direct > 0, "nothing was half written"
+    assert served.fanout.queued > 0, "it took everything at once"
+    slow.read_on()
+    eventually(lambda: len(slow.numbers) == 40, 20)
+    assert slow.numbers == list(range(1, 41))
+    eventually(lambda: len(slow.others) == 40)
+    assert slow.others == [(Opcode.PONG, b"ping %d" % step) for step in range(40)]
+
+
+def test_a_client_that_does_not_read_delays_nobody(served: Served) -> None:
+    served.browser(buffer_bytes=4096)
+    quick = served.browser().read_on()
+    last = served.tick(200, padding=100_000)
+    eventually(lambda: quick.numbers == list(range(1, last + 1)), 20)
+
+
+def test_what_is_queued_stays_in_front(served: Served) -> None:
+    browser = served.browser()
+    client = next(iter(served.sio.eio.sockets.values()))
+    served.sio.eio.send(client.sid, '2["tick",0,""]')
+    served.tick(3)
+    assert served.fanout.queued == 3
+    browser.read_on()
+    eventually(lambda: browser.numbers == [0, 1, 2, 3])
+
+
+def test_clients_on_polling_and_on_websocket_share_events(served: Served) -> None:
+    browser = served.browser().read_on()
+    polling = socketio.SimpleClient()
+    got: list[Any] = []
+    with gevent.Timeout(10):
+        pool = gevent.get_hub().threadpool
+        url = f"http://127.0.0.1:{served.server.server_port}"
+        pool.apply(lambda: polling.connect(url, transports=["polling"]))
+        served.tick(3)
+        got += [pool.apply(polling.receive, kwds={"timeout": 5}) for _ in range(3)]
+        pool.apply(polling.disconnect)
+    assert got == [["tick", number, ""] for number in (1, 2, 3)]
+    eventually(lambda: browser.numbers == [1, 2, 3])
+    assert (served.fanout.direct, served.fanout.queued) == (3, 3)
+
+
+def test_outlets_go_with_their_clients(served: Served) -> None:
+    browser = served.browser()
+    assert len(served.fanout.outlets) == 1
+    browser.sock.close()
+    eventually(lambda: not served.fanout.outlets)
+    served.tick()
+
+
+def test_who_replaces_the_way_out_sees_every_packet(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    browser = served.browser().read_on()
+    seen: list[Any] = []
+    send = served.sio._send_eio_packet
+
+    def note(sid: str, packet: Any) -> None:
+        seen.append(packet)
+        send(sid, packet)
+
+    monkeypatch.setattr(served.sio, "_send_eio_packet", note)
+    served.tick(2)
+    assert len(seen) == 2
+    eventually(lambda: browser.numbers == [1, 2])
+
+
+def test_the_log_of_engineio_has_every_packet(serve: Callable[..., Served], caplog: pytest.LogCaptureFixture) -> None:
+    engineio_logger = logging.getLogger("test.engineio")
+    engineio_logger.setLevel(logging.INFO)
+    served = serve(engineio_logger=engineio_logger)
+    browser = served.browser().read_on()
+    served.tick()
+    eventually(lambda: browser.numbers == [1])
+    assert any('Sending packet MESSAGE data 2["tick"' in message for message in caplog.messages)
+
+
+def test_admin_ui_counts_every_packet(serve: Callable[..., Served]) -> None:
+    served = serve()
+    admin = served.sio.instrument(auth=False, mode="development", server_stats_interval=0.05)
+    try:
+        browser = served.browser().read_on()
+        served.tick(3)
+        eventually(lambda: browser.numbers == [1, 2, 3])
+        assert (served.fanout.direct, served.fanout.queued) == (0, 3)
+        counted = {event["type"]: event["count"] for event in admin.event_buffer.get_and_clear() if "count" in event}
+        assert counted["packetsOut"] >= 3
+    finally:
+        admin.uninstrument()
+        admin.shutdown()
+
+
+@pytest.mark.parametrize("options", [{"direct_writes": False}, {"monitor_clients": False}])
+def test_without_outlets_all_goes_through_the_queues(serve: Callable[..., Served], options: dict[str, Any]) -> None:
+    served = serve(**options)
+    browser = served.browser().read_on()
+    served.tick(3)
+    eventually(lambda: browser.numbers == [1, 2, 3])
+    assert (served.fanout.direct, served.fanout.queued) == (0, 3)
+
+
+def test_an_unknown_engineio_is_used_as_it_is(caplog: pytest.LogCaptureFixture) -> None:
+    manager = GeventMeshManager([])
+    server = socketio.Server(async_mode="gevent")
+    server.eio._async = object()
+    connections.install(server, manager._limits, {}, logging.getLogger("test"))
+    assert caplog.messages == [
+        "this python-engineio is not known: clients have no limits, and events go through its queues"
+    ]
+
+
+class _Plate:
+    """An outlet that takes its time."""
+
+    def __init__(self, log: list[tuple[int, bytes]], number: int) -> None:
+        self._log = log
+        self._number = number
+
+    def take(self, frames: bytes) -> bool:
+        ends = time.perf_counter() + 20e-6
+        while time.perf_counter() < ends:
+            pass
+        self._log.append((self._number, frames))
+        return True
+
+
+def test_large_fan_outs_hold_nobody_up_and_nothing_overtakes_them(serve: Callable[..., Served]) -> None:
+    served = serve()
+    log: list[tuple[int, bytes]] = []
+    for number in range(10_000):
+        eio_sid = f"eio {number}"
+        served.manager.basic_enter_room(f"sid {number}", "/", None, eio_sid=eio_sid)
+        served.fanout.outlets[eio_sid] = _Plate(log, number)  # type: ignore[assignment]  # all that is asked of one
+    gaps: list[float] = []
+
+    def watch() -> None:
+        last = time.monotonic()
+        while True:
+            gevent.sleep(0.001)
+            now = time.monotonic()
+            gaps.append(now - last)
+            last = now
+
+    def answer() -> None:
+        """Emit as soon as the first has been seen."""
+        eventually(lambda: log)
+        served.tick()
+
+    watching, answering = gevent.spawn(watch), gevent.spawn(answer)
+    gevent.sleep(0.01)
+    gaps.clear()
+    served.tick()
+    answering.get(timeout=20)
+    watching.kill()
+    frames = [frame for _, frame in log]
+    assert len(log) == 20_000
+    assert frames == sorted(frames)
+    assert len(set(log)) == 20_000
+    # 0.4 s of work: somebody who wants to run again at once has done so at least every 20 ms.
+    assert len(gaps) > 20
