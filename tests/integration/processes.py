@@ -292,7 +292,7 @@ class Fleet:
         *,
         proxy: Proxy | None = None,
         server: dict[str, Any] | None = None,
-        url: str | Sequence[str] = "",
+        url: str | Sequence[str] | None = None,
         patched: bool = False,
         ear: bool = False,
         log: str = "INFO",
@@ -305,7 +305,7 @@ class Fleet:
             discovery: where they register; None for the discovery that they serve themselves.
             proxy: what their addresses lead through.
             server: options of their `socketio.Server`.
-            url: where they find discovery, or several, if not at its own address.
+            url: where they find discovery, or several, if not at its own address; `[]` has them work alone.
             patched: whether they are monkey-patched.
             ear: whether they keep account of what they hear (see `tests.integration.ear`).
             log: their level of logging.
@@ -316,7 +316,7 @@ class Fleet:
             route = proxy.route() if proxy is not None else 0
             address = {"server_address": f"ws://127.0.0.1:{route}"} if route else {}
             options = {
-                "discovery": url or (discovery.url if discovery else None),
+                "discovery": url if url is not None else (discovery.url if discovery else None),
                 "server": server or {},
                 "manager": {**manager, **address},
                 "ear": ear,

@@ -44,9 +44,11 @@ ENOUGH = QUEUE_BYTES // PADDING + 16 * MIB // PADDING
 
 @pytest.fixture(scope="module")
 def node() -> Iterator[Node]:
-    """A server without peers whose clients are patient: none is found by a missed ping first."""
+    """A server that works alone, whose clients are patient: none is found by a missed ping first."""
     with fleet() as started:
-        yield started.node(None, client_queue_bytes=QUEUE_BYTES, server={"max_http_buffer_size": LARGEST_MESSAGE})
+        yield started.node(
+            None, url=[], client_queue_bytes=QUEUE_BYTES, server={"max_http_buffer_size": LARGEST_MESSAGE}
+        )
 
 
 def browser(node: Node, **options: Any) -> Browser:
