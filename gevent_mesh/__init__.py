@@ -10,7 +10,8 @@ The map, from the outside in; imports point downwards only::
     health.py       whether this node hears the others
     commands.py     what other nodes have our clients do
     clients.py      this node's own clients
-    fanout.py       delivery to them
+    fanout.py       delivery to them; outlets.py: straight to their sockets
+    connections.py  their WebSockets
     limits.py       what a client may cost; websocket.py: its WebSocket; handler.py, gunicorn.py: for whole servers
     packets.py      events as Socket.IO packets
     routing.py      which peers need a message
@@ -20,9 +21,9 @@ The map, from the outside in; imports point downwards only::
     protocol/       the rules, without input or output
     errors.py       everything that is raised on purpose
 
-The path of one event: ``sio.emit`` -> `GeventMeshManager.emit` encodes the packet once -> `Fanout` hands it to local
-clients -> `routing` names the peers -> `Mesh.publish` appends one shared bytes object to each peer's `Session` ->
-each `Link`'s writer sends all that waits as one BATCH. At the peer: the reader feeds `LinkProtocol.receive`, which
+The path of one event: ``sio.emit`` -> `GeventMeshManager.emit` encodes the packet once -> `routing` names the peers ->
+`Outboxes.publish` appends one shared bytes object to each peer's `Session` -> `Fanout` hands it to local clients -> each
+`Link`'s writer sends all that waits as one BATCH. At the peer: the reader feeds `LinkProtocol.receive`, which
 drops repeats and checks shapes -> `GeventMeshManager` hands the encoded packet to `Fanout`, untouched.
 """
 
