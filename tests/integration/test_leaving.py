@@ -220,6 +220,7 @@ def test_an_emitter_moves_to_another_node_and_loses_nothing(ships: Fleet, client
         assert emitter.peers == []
     finally:
         emitter.stop(0)
-    assert taken.wait() == -signal.SIGTERM
+    # By the signal, unless its main program has come to its end before that.
+    assert taken.wait() in (0, -signal.SIGTERM)
     clients[1].wait_for_number("emitter", EVENTS)
     assert clients[1].checker.report({"emitter": EVENTS}).is_perfect
