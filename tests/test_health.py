@@ -61,7 +61,7 @@ class Fake:
         for uid in uids:
             peer = self.peer(uid)
             link: Any = SimpleNamespace(heard_at=time.monotonic())
-            peer.link, peer.member.state = link, PeerState.ALIVE
+            peer.link, peer.member.state, peer.linked_at = link, PeerState.ALIVE, link.heard_at
 
     def lose(self, *uids: str, state: PeerState = PeerState.SUSPECT) -> None:
         for uid in uids:
@@ -120,7 +120,24 @@ def test_newcomers_do_not_make_old_nodes_wait() -> None:
     fake = Fake().formed(3)
     fake.name(*OTHERS[:5])
     assert fake.health.is_ready
-    assert fake.health.links_expected == 5
+    assert fake.health.links_expected == 3
+
+
+@pytest.mark.parametrize("count", [0, 3])
+def test_newcomers_that_nobody_can_reach_make_nobody_unready(count: int) -> None:
+    fake = Fake().formed(count)
+    fake.name(*OTHERS)
+    health = fake.health
+    assert (health.is_ready, health.links_expected, health.missing) == (True, count, ())
+
+
+def test_newcomer_counts_once_it_has_been_linked() -> None:
+    fake = Fake().formed(0)
+    fake.name(OTHERS[0])
+    fake.link(OTHERS[0])
+    assert fake.health.is_ready
+    fake.lose(OTHERS[0])
+    assert not fake.health.is_ready
 
 
 @pytest.mark.parametrize(("others", "lost", "is_ready"), [(1, 1, False), (2, 1, True), (3, 1, True), (3, 2, True),
