@@ -10,7 +10,8 @@ Rules:
   silent for longer does not count by itself, or one sick member would take the clients away from all others. But who
   hears none of the live others, or less than half of the mesh, is the sick one itself, and so is who is deaf to
   somebody whose link is up.
-- *Healthy* means that this process need not be started anew: deafness heals by a new link, except when it does not.
+- *Healthy* means that this process need not be started anew: deafness heals by a new link, except when it does not. Of
+  deafness to one of several the cause may be that one, and would outlast every new process.
 """
 
 from __future__ import annotations
@@ -110,7 +111,7 @@ class HealthService(Service):
         deaf = [peer for peer in live if peer.hearing.deaf_since is not None]
         missing = [peer.uid for peer in live if peer.link is None or peer in deaf or peer.link.heard_at < silent_since]
         doubts = [*self._doubts(live, missing), *(f"nothing that {peer.uid} sends gets through" for peer in deaf)]
-        troubles = _troubles(mesh, deaf)
+        troubles = _troubles(mesh, live, deaf)
         return Health(
             is_ready=not doubts and not troubles,
             is_healthy=not troubles,
@@ -145,10 +146,12 @@ def _has_just_broken(peer: Peer) -> bool:
     return peer.present and peer.member.state is PeerState.SUSPECT
 
 
-def _troubles(mesh: Mesh, deaf: list[Peer]) -> list[str]:
+def _troubles(mesh: Mesh, live: list[Peer], deaf: list[Peer]) -> list[str]:
     """Why this process should be started anew."""
     now, timeout = monotonic(), NOT_HEALED_TIMEOUTS * mesh.config.heartbeat_timeout
     lasting = [peer for peer in deaf if now - (peer.hearing.deaf_since or now) > timeout]
+    if len(lasting) < min(2, len(live)):
+        lasting = []
     troubles = [f"new links have not healed that it is deaf to {peer.uid}" for peer in lasting]
     if mesh.watch.left_behind >= MAX_LEFT_BEHIND:
         troubles.append(f"{mesh.watch.left_behind} messages are in the hands of code that does not come back")
