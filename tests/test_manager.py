@@ -6,10 +6,12 @@ import json
 import logging
 import os
 import random
+import signal
 import socket
 import subprocess
 import sys
 import textwrap
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -463,6 +465,39 @@ class TestEnding:
         """
         _run(code)
 
+    @pytest.mark.parametrize(
+        ("before", "after"),
+        [
+            ("server.stop()", "time.sleep(10)"),
+            ("server.close(); gevent.sleep(0.2)", "time.sleep(10)"),
+            ("", "time.sleep(10)"),
+        ],
+        ids=["stopped", "closed", "blocked"],
+    )
+    def test_sigterm_ends_a_process_whose_hub_does_not_run(self, before: str, after: str) -> None:
+        began = time.monotonic()
+        _run(_SERVED + f"{before}\nos.kill(os.getpid(), signal.SIGTERM)\n{after}", -signal.SIGTERM)
+        assert time.monotonic() - began < 8
+
+    def test_sigterm_does_not_cut_short_a_leave_that_has_begun(self) -> None:
+        code = """
+            class Slow:
+                is_over = False
+                def wait(self, seconds=None):
+                    gevent.sleep(0.5)
+                    print("left", flush=True)
+            manager.ending = Slow
+            startup.BEGIN_SECONDS = 0.2
+            os.kill(os.getpid(), signal.SIGTERM)
+            gevent.sleep(10)
+        """
+        assert _run(_SERVED + textwrap.dedent(code), -signal.SIGTERM) == "left\n"
+
+    @pytest.mark.parametrize("handle", ["signal.signal", "gevent.signal_handler"])
+    def test_handler_that_came_later_is_there_when_the_node_has_left(self, handle: str) -> None:
+        code = f"{handle}(signal.SIGTERM, lambda *_: os._exit(7))\nserver.stop()\n"
+        _run(_SERVED + code + "os.kill(os.getpid(), signal.SIGTERM)\ngevent.sleep(10)", 7)
+
 
 class TestAcrossNodes:
     """One thing that a peer asks for at a time. How nodes work together is in the integration tests."""
@@ -604,8 +639,20 @@ def test_waiting_for_peers_ends_at_its_timeout(clustered: GeventMeshManager) -> 
     assert clustered.peers == []
 
 
-def _run(code: str) -> str:
-    """Run code in a process of its own, which must end well, and return what it printed."""
+_SERVED = textwrap.dedent("""
+    import os, signal, time
+    import gevent, socketio
+    from gevent.pywsgi import WSGIServer
+    from gevent_mesh import GeventMeshManager, startup
+    manager = GeventMeshManager([])
+    sio = socketio.Server(async_mode="gevent", client_manager=manager)
+    server = WSGIServer(("127.0.0.1", 0), socketio.WSGIApp(sio), log=None)
+    server.start()
+""")
+
+
+def _run(code: str, exit_code: int = 0) -> str:
+    """Run code in a process of its own, which must end like that, and return what it printed."""
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(code)],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
@@ -614,7 +661,7 @@ def _run(code: str) -> str:
         timeout=60,
         check=False,
     )
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == exit_code, done.stderr
     return done.stdout
 
 
