@@ -17,10 +17,12 @@ from typing import Any
 
 import flask
 import flask_socketio
+import gevent
 import msgpack
 import pytest
 import socketio
 from gevent import pywsgi
+from gevent.event import Event
 from geventwebsocket.handler import WebSocketHandler
 from socketio.msgpack_packet import MsgPackPacket
 
@@ -417,6 +419,32 @@ class TestEnding:
         assert not clustered._node.is_leaving
         assert clustered.uid != before
         server.stop()
+
+    def test_waiting_for_peers_does_not_bring_it_back(self, clustered: GeventMeshManager, sio: Any) -> None:
+        server = self._serve(sio)
+        server.close()
+        assert not clustered.wait_for_peers(0)
+        server.stop()
+        assert not clustered.wait_for_peers(0)
+        assert clustered.mesh is None
+        clustered.start()
+        assert clustered.wait_for_peers(0)
+
+    def test_server_that_waits_for_a_leave_does_not_bring_back_what_is_stopped_meanwhile(
+        self, clustered: GeventMeshManager, sio: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        stop, may_stop = clustered._node.stop, Event()
+        monkeypatch.setattr(clustered._node, "stop", lambda timeout: may_stop.wait() and stop(timeout))
+        self._serve(sio).close()
+        other = gevent.spawn(self._serve, sio)
+        gevent.sleep(0)
+        stopping = gevent.spawn(clustered.stop)
+        gevent.sleep(0)
+        assert not other.ready()
+        may_stop.set()
+        gevent.joinall([other, stopping], timeout=5, raise_error=True)
+        assert clustered.mesh is None
+        other.get().stop()
 
     def test_it_takes_no_new_clients_until_it_is_back(self, clustered: GeventMeshManager, sio: Any) -> None:
         def connect() -> str:
