@@ -27,6 +27,7 @@ from gevent import selectors, socket
 from gevent.event import Event
 from geventwebsocket.websocket import WebSocket
 
+from . import startup
 from .errors import WebSocketError
 from .limits import ENDING_SECONDS, ClientLimits
 from .net.transport import Transport
@@ -57,6 +58,9 @@ def install(server: Any, limits: ClientLimits, outlets: dict[str, Outlet], logge
     def websocket(handler: Any, _eio: Any) -> Callable[..., Any]:
         def serve(environ: dict[str, Any], start_response: Callable[..., Any]) -> Any:
             kind = _Stock if isinstance(environ.get("wsgi.websocket"), WebSocket) else _Simple
+            if kind is _Simple and not startup.is_served():
+                # It would be upgraded, and then nobody would serve it.
+                raise RuntimeError("no gevent server runs in this process: see the message of gevent_mesh in the log")
             return kind(limits, outlets, handler, eio)(environ, start_response)
 
         return serve

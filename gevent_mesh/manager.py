@@ -626,7 +626,9 @@ class GeventMeshManager(ClusterApi, PubSubManager):  # type: ignore[misc]  # pyt
         encoded = self._packets.encode(event, arguments, selection.namespace)
         mesh = self._mesh_for(selection)
         publish = None if mesh is None else partial(self._publish_question, mesh, selection, encoded)
-        return self._acknowledgements.ask([event, *arguments], selection, publish, tally, timeout, callback)
+        request = self._acknowledgements.ask([event, *arguments], selection, publish, tally, timeout, callback)
+        self._limits.keep_pace()
+        return request
 
     def _ask_clients_from_outside(
         self, event: str, arguments: list[Any], selection: Selection, tally: Tally, timeout: float
