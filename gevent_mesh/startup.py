@@ -146,8 +146,16 @@ def _server_ends(server: BaseServer) -> None:
     if _process.servers:
         return
     _process.endings = [ending for manager in list(_watched) if (ending := manager.ending()) is not None]
-    # In a greenlet, for the pool may be full: there is a place when the first client has gone.
-    gevent.spawn(_wait if server.pool is None else functools.partial(server.pool.spawn, _wait))
+    if not _process.endings:
+        _give_sigterm_back()
+    elif server.pool is None:
+        gevent.spawn(_wait)
+    elif server.pool.full():
+        # There is a place when the first client has gone.
+        gevent.spawn(server.pool.spawn, _wait)
+    else:
+        # Now: gunicorn looks next whether there is a request, and ends its worker if there is none.
+        server.pool.spawn(_wait)
 
 
 def _wait(seconds: float | None = None) -> None:
