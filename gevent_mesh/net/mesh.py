@@ -531,7 +531,8 @@ class Mesh:
                 raise HandshakeError(Refusal.BUSY, "the link has ended meanwhile")
             self._check_proven(link, identity.uid)
         peer, changes = self.table.link_up(link.protocol, identity, monotonic())
-        self._links[peer.uid] = link
+        # Both, before anything that may fail or wait: from here on the link must be taken down when it ends.
+        self._links[peer.uid], link.peer = link, peer
         self._digest = None
         # Before anything that may let others run, such as logging: what was kept for a newcomer comes first.
         self._report(changes)
@@ -576,6 +577,8 @@ class Mesh:
             self._logger.error("%r is stuck: its reader does not come back.\n%s", old, old.stacks())
             self.watch.keep(old)
             old.leave_behind("stuck")
+        # It has been, unless something went wrong: who asks again would be told so for ever, without a pause.
+        self._take_down(old)
 
     def link_event(self, link: Link, event: Status | Lost | Left) -> None:
         peer = link.peer
@@ -622,18 +625,25 @@ class Mesh:
     def link_ended(self, link: Link, reason: str) -> None:
         self.counters.spoofed += link.protocol.spoofed
         self.counters.undecodable += link.protocol.undecodable
+        peer = self._take_down(link)
+        if peer is not None:
+            # Last, for a handler of the application's may wait, or fail.
+            self._logger.info("link down: %s (%s)", peer.uid, reason)
+
+    def _take_down(self, link: Link) -> Peer | None:
+        """Forget a link that has ended; returns whose it was, if it still was."""
         peer = link.peer
         if peer is None or self._forgotten or self._links.get(peer.uid) is not link:
-            return
+            return None
         del self._links[peer.uid]
         self.counters.links_down += 1
-        self._logger.info("link down: %s (%s)", peer.uid, reason)
         changes = self.table.link_down(link.protocol, monotonic())
         self._digest = None
-        self._report(changes)
         self._changed.set()
         self.outboxes.relieved()
         self._kick.set()
+        self._report(changes)
+        return peer
 
     def status(self) -> dict[str, Any]:
         return {**self._owner.status(), "nodes": self._digest_of_links()}
