@@ -235,7 +235,8 @@ class Outboxes:
         return found
 
     def flush(self, timeout: float) -> bool:
-        """Wait until all that was published is acknowledged, by peers that are there or on their way.
+        """Wait until all that was published is acknowledged, by peers that are there or on their way (see
+        `PeerTable.is_owed`).
 
         Returns:
             Whether it is.
@@ -249,7 +250,7 @@ class Outboxes:
         return True
 
     def _is_owed(self, peer: Peer) -> bool:
-        return peer.session.has_outbox and peer.member.state is not PeerState.DEAD
+        return peer.session.has_outbox and self._table.is_owed(peer)
 
     def _wait_for_relief(self, seconds: float) -> None:
         self._is_waited_for = True

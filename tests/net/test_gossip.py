@@ -134,6 +134,19 @@ class TestInsiders:
         eventually(lambda: len(node.mesh.peers) == 1, 10)
         insider.transport.abort()
 
+    def test_nobody_waits_for_who_is_only_told_of(self, join: Join) -> None:
+        node = join()
+        insider = Insider(node).handshake()
+        assert isinstance(insider, Insider)
+        insider.heartbeat(nodes=b"another.")
+        insider.waits_for(MessageType.NODES_WANTED)
+        insider.tell(MessageType.NODES, gossip.nodes({MIDDLE: NOBODY}))
+        eventually(lambda: node.mesh.table.get(MIDDLE))
+        node.mesh.outboxes.publish([node.peer(MIDDLE)], b"kept for it")
+        assert node.mesh.outboxes.flush(0.0)
+        assert node.lapsed == []
+        insider.transport.abort()
+
     def test_an_emitter_takes_no_part(self, join: Join) -> None:
         node = join()
         insider = Insider(node, role=Role.EMITTER).handshake()
