@@ -387,6 +387,7 @@ class Mesh:
             nonce=secrets.token_bytes(NONCE_BYTES),
             now=monotonic(),
             secret=self._secret,
+            known_key=self.table.boot_key,
             heartbeat_interval=self.config.heartbeat_interval,
             heartbeat_timeout=self.config.heartbeat_timeout,
             **options,

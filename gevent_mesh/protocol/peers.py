@@ -13,11 +13,12 @@ Rules:
 - A uid belongs to the process that was linked under it first: only who shows the same boot key may have
   a link again.
 - A peer that is named but not linked yet has a session and an outbox: what is sent while the mesh forms is kept.
-- A peer is *present* from the moment a roster names it, or a link to it is up: who is only told of by another peer may
-  have left a moment ago, which nobody tells us then. It has an outbox, and nobody waits for it. A peer *lapses* when it leaves or is given up, when its link is down and
-  no roster names it any more (its process has died), or when its link is down and nothing has been heard of it for
-  `silence_seconds`. A link that blinks is no lapse; a new link makes a lapsed peer present again. Requests wait for
-  present peers, and only their clients count as online.
+- A peer is *present* from the moment a roster names it, or a link to it is up. Who is only told of by another peer may
+  have left a moment ago, which nobody would tell us: it has an outbox, and nobody waits for it.
+- A peer *lapses* when it leaves or is given up, when its link is down and no roster names it any more (its process has
+  died), or when its link is down and nothing has been heard of it for `silence_seconds`. A link that blinks is no
+  lapse; a new link makes a lapsed peer present again. Requests wait for present peers, and only their clients count as
+  online.
 - No method waits, so nothing can come between reading the table and writing it.
 """
 
@@ -147,6 +148,11 @@ class PeerTable:
     def get(self, uid: str) -> Peer | None:
         """The peer with this uid."""
         return self._peers.get(uid)
+
+    def boot_key(self, uid: str) -> bytes:
+        """What a peer with this uid has shown when it was linked first."""
+        peer = self._peers.get(uid)
+        return b"" if peer is None else peer.boot_key
 
     def alive(self) -> list[Peer]:
         """Peers whose link is up."""

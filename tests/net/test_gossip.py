@@ -10,7 +10,8 @@ import pytest
 from gevent_mesh.errors import HandshakeError
 from gevent_mesh.net import outboxes
 from gevent_mesh.protocol import gossip
-from gevent_mesh.protocol.frames import Refusal, Role
+from gevent_mesh.protocol import link as link_module
+from gevent_mesh.protocol.frames import Auth, Frame, Refusal, Role, Welcome, encode_frame
 from gevent_mesh.protocol.link import Status
 from gevent_mesh.protocol.messages import ClusterMessage, MessageType, encode
 from tests.net.nodes import MIDDLE, NOBODY, HandMade, Join, Member, linked, pair
@@ -181,3 +182,24 @@ class TestInsiders:
         link.cut("a test")
         eventually(lambda: one.mesh.counters.takeovers_refused or two.mesh.counters.takeovers_refused)
         assert one.link(two) is None
+
+    def test_a_pair_that_is_linked_again_shows_no_boot_key(self, join: Join, monkeypatch: pytest.MonkeyPatch) -> None:
+        shown: list[int] = []
+
+        def encode(frame: Frame) -> bytes:
+            if isinstance(frame, (Auth, Welcome)):
+                shown.append(len(frame.boot))
+            return encode_frame(frame)
+
+        monkeypatch.setattr(link_module, "encode_frame", encode)
+        one, two = pair(join)
+        keys = one.peer(two).boot_key, two.peer(one).boot_key
+        link = one.link(two)
+        assert link is not None
+        link.cut("a test")
+        eventually(lambda: one.link(two) not in (None, link))
+        # Two raw keys, then nothing but proofs, which somebody else at a peer's address could do nothing with.
+        assert shown[:2] == [16, 16]
+        assert set(shown[2:]) == {32}
+        assert (one.peer(two).boot_key, two.peer(one).boot_key) == keys
+        assert all(len(key) == 16 for key in keys)
