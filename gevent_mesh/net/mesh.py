@@ -18,7 +18,6 @@ from typing import Any, Protocol
 
 import gevent
 from gevent.event import Event
-from gevent.lock import BoundedSemaphore
 from gevent.pool import Group
 
 from ..config import MeshConfig
@@ -33,7 +32,7 @@ from ..protocol.membership import Change, PeerState
 from ..protocol.messages import ClusterMessage, MessageType, encode
 from ..protocol.nodejs import HELLO_SECONDS, NodejsLinkProtocol, ReadPacket, Translator
 from ..protocol.peers import Peer, PeerTable
-from .dialer import dial
+from .dialer import Turns, dial
 from .discovery import DiscoveryClient
 from .link import STUCK_SECONDS, Link
 from .listener import Listener, StrangerTicket
@@ -48,6 +47,8 @@ SWEEP_SECONDS = 1.0
 FLUSH_SECONDS = 2.0
 TLS_AT_ONCE = 8
 """TLS handshakes of dials. They cost milliseconds of CPU: were a hundred begun at once, none might be done in time."""
+TLS_TURN_SECONDS = 0.5
+"""How long one that is not done counts. Longer lets peers that never answer keep others waiting."""
 STUCK_READER_SECONDS = STUCK_SECONDS
 """How long a former link's reader is waited for."""
 WHY_LOST = "the link was down for longer than the resume window, or more was sent meanwhile than the outbox holds"
@@ -158,7 +159,7 @@ class Mesh:
         self._kick = Event()
         self._changed = Event()
         self._dials = Group()
-        self._tls_turns = BoundedSemaphore(TLS_AT_ONCE)
+        self._tls_turns = Turns(TLS_AT_ONCE, TLS_TURN_SECONDS)
         self._scheduler: gevent.Greenlet | None = None
         self._listener: Listener | None = None
         self._discovery: list[DiscoveryClient] = []
@@ -437,7 +438,7 @@ class Mesh:
                 require_mesh=require_mesh,
                 tls=self.config.tls,
                 is_peer=True,
-                turns=self._tls_turns,
+                turns=self._tls_turns.turn(),
             )
         except DialError as exc:
             return exc
