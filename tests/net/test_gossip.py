@@ -14,7 +14,7 @@ from gevent_mesh.protocol import link as link_module
 from gevent_mesh.protocol.frames import Auth, Frame, Refusal, Role, Welcome, encode_frame
 from gevent_mesh.protocol.link import Status
 from gevent_mesh.protocol.messages import ClusterMessage, MessageType, encode
-from tests.net.nodes import MIDDLE, NOBODY, HandMade, Join, Member, linked, pair
+from tests.net.nodes import MIDDLE, NOBODY, HandMade, Join, Member, linked, pair, uid_below
 from tests.support import eventually
 
 PEER = "00000000000000aa"
@@ -72,6 +72,31 @@ class TestNewcomers:
         linked(one, two)
         one.say()
         eventually(lambda: two.numbers_from(one) == [6])
+
+    def test_who_is_forgotten_and_named_again_gets_nothing_twice(self, join: Join) -> None:
+        one, two = join(uid=uid_below(MIDDLE)), join(uid=MIDDLE)
+        names_some(one, two)
+        one.say(5)
+        linked(one, two)
+        two.hears(one, 5)
+        link = one.link(two)
+        assert link is not None
+        link.cut("a test")
+        assert link.ended.wait(5)
+        one.mesh._report(one.mesh.table.forget(two.uid))
+        names_some(one, two)
+        linked(one, two)
+        one.say(1)
+        two.hears(one, 6)
+
+    def test_who_was_never_linked_gets_what_was_kept_when_it_is_named_again(self, join: Join) -> None:
+        one, two = join(uid=uid_below(MIDDLE)), join(uid=MIDDLE)
+        one.say(5)
+        names_some(one)
+        one.mesh._take_roster("young", {two.uid: NOBODY}, False)
+        one.mesh._report(one.mesh.table.forget(two.uid))
+        names_some(one, two)
+        two.hears(one, 5)
 
     def test_a_split_view_heals(self, join: Join) -> None:
         left, right, both = [join(), join()], [join(), join()], join()
