@@ -25,7 +25,7 @@ from ..errors import DialError, ExhaustedError, HandshakeError, StartError
 from ..protocol.address import Address, is_loopback
 from ..protocol.discovery import SECRET_BYTES
 from ..protocol.frames import NONCE_BYTES, Refusal, Role, is_uid
-from ..protocol.gossip import Gossip, digest, lacking, nodes, nodes_wanted
+from ..protocol.gossip import ASK_SECONDS, Gossip, digest, lacking, nodes, nodes_wanted
 from ..protocol.handshake import Keys
 from ..protocol.link import AnyLinkProtocol, Identity, Left, LinkProtocol, Lost, Phase, Status
 from ..protocol.membership import Change, PeerState
@@ -667,10 +667,17 @@ class Mesh:
         if peer.is_emitter:
             self.counters.spoofed += 1
         elif message.type is MessageType.NODES_WANTED:
-            self._say(peer, MessageType.NODES, nodes(lacking(self.table.linked(), message.data["known"])))
+            self._answer(peer, message.data["known"])
         elif self._gossip.takes(peer.uid):
             self._report(self.table.told(peer.uid, message.data["nodes"], monotonic()))
             self._kick.set()
+
+    def _answer(self, peer: Peer, known: bytes) -> None:
+        now = monotonic()
+        # Nobody has reason to ask more often.
+        if now - peer.answered_at >= ASK_SECONDS:
+            peer.answered_at = now
+            self._say(peer, MessageType.NODES, nodes(lacking(self.table.linked(), known)))
 
     def _say(self, peer: Peer, kind: MessageType, data: dict[str, Any]) -> None:
         self.outboxes.send(peer.uid, encode(kind, self.uid, "/", data))

@@ -73,6 +73,7 @@ class Peer:
         present: see the module's rules.
         heard_at: while its link is down: when something was heard last, a roster's first word included.
         sent_lost_reported: how many of the session's losses the log and the counters know of.
+        answered_at: when it was named nodes last, because it had asked.
         hearing: whether what it sends gets through to the services of this node.
     """
 
@@ -96,6 +97,7 @@ class Peer:
     present: bool = True
     heard_at: float = -math.inf
     sent_lost_reported: int = 0
+    answered_at: float = -math.inf
     hearing: Hearing = field(default_factory=Hearing)
 
     @property

@@ -14,7 +14,7 @@ from gevent_mesh.protocol import link as link_module
 from gevent_mesh.protocol.frames import Auth, Frame, Refusal, Role, Welcome, encode_frame
 from gevent_mesh.protocol.link import Status
 from gevent_mesh.protocol.messages import ClusterMessage, MessageType, encode
-from tests.net.nodes import MIDDLE, NOBODY, HandMade, Join, Member, linked, pair, uid_below
+from tests.net.nodes import MIDDLE, NOBODY, HandMade, Join, Member, linked, numbered, pair, uid_below
 from tests.support import eventually
 
 PEER = "00000000000000aa"
@@ -171,6 +171,23 @@ class TestInsiders:
         node.mesh.outboxes.publish([node.peer(MIDDLE)], b"kept for it")
         assert node.mesh.outboxes.flush(0.0)
         assert node.lapsed == []
+        insider.transport.abort()
+
+    def test_who_asks_again_and_again_is_answered_once(self, join: Join) -> None:
+        node = join()
+        insider = Insider(node).handshake()
+        assert isinstance(insider, Insider)
+        for _ in range(10):
+            insider.tell(MessageType.NODES_WANTED, gossip.nodes_wanted([]))
+        insider.session.append(numbered(PEER, 1))
+        insider.flush()
+        eventually(lambda: node.numbers_from(PEER) == [1])
+        insider.waits_for(MessageType.NODES)
+        assert node.peer(PEER).session.next_sequence == 2
+        # Later it is again.
+        node.peer(PEER).answered_at -= gossip.ASK_SECONDS
+        insider.tell(MessageType.NODES_WANTED, gossip.nodes_wanted([]))
+        eventually(lambda: node.peer(PEER).session.next_sequence == 3)
         insider.transport.abort()
 
     def test_an_emitter_takes_no_part(self, join: Join) -> None:
