@@ -29,13 +29,13 @@ demo: $(VENV)/.installed-demo vendor  ## a chat on several servers; ARGS=--check
 test: $(VENV)/.installed-test  ## the whole suite
 	$(BIN)/python -m pytest $(ARGS)
 
-nemesis: $(VENV)/.installed-test  ## every fault at full size (half an hour); ARGS="-k sigstop" for one row
+nemesis: $(VENV)/.installed-test  ## every fault at full size (half an hour); ARGS="-k stopped_node" for one row
 	MESH_FULL=1 MESH_RESULTS=$${MESH_RESULTS:-nemesis.json} $(BIN)/python -m pytest -v tests/nemesis $(ARGS)
 
 fuzz: $(VENV)/.installed-fuzz  ## look for bytes of the network that break something; SECONDS=600 for longer
 	$(BIN)/python -m tests.fuzz --seconds $(SECONDS) $(ARGS)
 
-soak: $(VENV)/.installed-test  ## random faults and churn for MINUTES=30: nothing may pile up
+soak: $(VENV)/.installed-test  ## random faults and churn for MINUTES=30 (3 at least): nothing may pile up
 	MESH_FULL=1 MESH_SOAK_MINUTES=$(MINUTES) $(BIN)/python -m pytest -v -s tests/nemesis/test_soak.py $(ARGS)
 
 check: lint types test  ## all that CI asks for

@@ -22,9 +22,9 @@ The map, from the outside in; imports point downwards only::
     errors.py       everything that is raised on purpose
 
 The path of one event: ``sio.emit`` -> `GeventMeshManager.emit` encodes the packet once -> `routing` names the peers ->
-`Outboxes.publish` appends one shared bytes object to each peer's `Session` -> `Fanout` hands it to local clients -> each
-`Link`'s writer sends all that waits as one BATCH. At the peer: the reader feeds `LinkProtocol.receive`, which
-drops repeats and checks shapes -> `GeventMeshManager` hands the encoded packet to `Fanout`, untouched.
+`Outboxes.publish` appends one shared bytes object to each peer's `Session` -> `Fanout` hands it to local clients ->
+each `Link`'s writer sends all that waits as one BATCH. At the peer: the reader feeds `LinkProtocol.receive`, which
+drops repeats and checks shapes -> `Commands` hands the encoded packet to `Fanout`, untouched.
 """
 
 from __future__ import annotations

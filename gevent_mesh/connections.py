@@ -5,7 +5,8 @@ of ours in place of its own drivers, and so each one gets its limits and its out
 
 Rules:
 
-- A connection is bounded (see `websocket`), ends with its session (see `limits`), and has an outlet while it is open.
+- A connection is bounded (see `websocket`), and ends with its session (see `limits`).
+- It has an outlet from when it is the one that its session writes to. A session that has two of these has none.
 - A client whose packets somebody counts or changes (python-socketio's admin UI) has no outlet, nor has one on TLS, nor
   one that is found to be gone only by sending to it (``monitor_clients=False``).
 - What is not known of python-engineio stays as it is.
@@ -13,9 +14,9 @@ Rules:
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import gevent
@@ -26,6 +27,8 @@ from gevent import selectors, socket
 from gevent.event import Event
 from geventwebsocket.websocket import WebSocket
 
+from . import startup
+from .errors import WebSocketError
 from .limits import ENDING_SECONDS, ClientLimits
 from .net.transport import Transport
 from .outlets import NOTHING, Outlet
@@ -34,6 +37,7 @@ from .websocket import BoundedWebSocket
 __all__ = ["install"]
 
 _STOCK_HANDLER = Socket._websocket_handler
+_TOO_BIG = 1009
 
 
 def install(server: Any, limits: ClientLimits, outlets: dict[str, Outlet], logger: logging.Logger) -> None:
@@ -54,6 +58,9 @@ def install(server: Any, limits: ClientLimits, outlets: dict[str, Outlet], logge
     def websocket(handler: Any, _eio: Any) -> Callable[..., Any]:
         def serve(environ: dict[str, Any], start_response: Callable[..., Any]) -> Any:
             kind = _Stock if isinstance(environ.get("wsgi.websocket"), WebSocket) else _Simple
+            if kind is _Simple and not startup.is_served():
+                # It would be upgraded, and then nobody would serve it.
+                raise RuntimeError("no gevent server runs in this process: see the message of gevent_mesh in the log")
             return kind(limits, outlets, handler, eio)(environ, start_response)
 
         return serve
@@ -71,6 +78,8 @@ class _Connection:
         self._handler = handler
         self._session = handler.__self__
         self._eio = eio
+        # After polling there is a probe first, and then the word to upgrade: on this connection, or on another one.
+        self._waits_until_used = 2 if self._session.connected else 0
         self._transport: Transport | None = None
         self._outlet: Outlet | None = None
         self._ending: gevent.Greenlet | None = None
@@ -93,24 +102,44 @@ class _Connection:
             self._outlet = Outlet(self._session, sock)
         return self._outlet
 
-    def _is_rest(self, message: str | bytes) -> bool:
-        """Whether there is only something half written to be sent, which it then is."""
-        if message != NOTHING or self._outlet is None:
-            return False
-        self._outlet.write(b"")
-        return True
+    def send(self, message: str | bytes) -> None:
+        """Send a packet, which nothing overtakes from now on."""
+        outlet = self._outlet
+        if outlet is None:
+            super().send(message)  # type: ignore[misc]  # of the driver that this is mixed into
+            return
+        outlet.in_hand += 1
+        try:
+            if message == NOTHING:
+                outlet.write(b"")
+            else:
+                super().send(message)  # type: ignore[misc]
+        finally:
+            outlet.in_hand -= 1
 
-    @contextmanager
+    def wait(self) -> Any:
+        """Wait for a message; None when there will be none."""
+        self._waits_until_used -= 1
+        if self._waits_until_used == -1:
+            self._is_used()
+        return super().wait()  # type: ignore[misc]
+
+    def _is_used(self) -> None:
+        """The session writes to this connection."""
+        sid = self._session.sid
+        if self._outlets.pop(sid, None) is None and self._outlet is not None:
+            self._outlets[sid] = self._outlet
+
+    @contextlib.contextmanager
     def _open(self) -> Iterator[None]:
         """While the connection is open."""
         connections, sid = self._session.queue.connections, self._session.sid
         connections.append(self)
-        if self._outlet is not None:
-            self._outlets[sid] = self._outlet
         try:
             yield
         finally:
-            self._outlets.pop(sid, None)
+            if self._outlets.get(sid) is self._outlet:
+                self._outlets.pop(sid, None)
             connections.remove(self)
             if self._ending is not None:
                 self._ending.kill(block=False)
@@ -132,14 +161,9 @@ class _Stock(_Connection, WebSocketWSGI):  # type: ignore[misc]  # python-engine
         with self._open():
             return WebSocketWSGI.__call__(self, environ, start_response)
 
-    def send(self, message: str | bytes) -> None:
-        """Send a packet."""
-        if not self._is_rest(message):
-            WebSocketWSGI.send(self, message)
-
     def wait(self) -> Any:
         """Wait for a message; None when there will be none."""
-        message = WebSocketWSGI.wait(self)
+        message = super().wait()
         if message is None and isinstance(self._sock, BoundedWebSocket) and self._sock.refused:
             self._limits.refused(self._session, self._sock.refused)
         return message
@@ -177,22 +201,35 @@ class _Simple(_Connection, SimpleWebSocketWSGI):  # type: ignore[misc]  # python
         sock = self.ws.sock
         self._transport = Transport(sock, is_client=False)
         outlet = self._make_outlet(sock)
-        self.ws.sock = _WholeWrites(sock, sock.sendall if outlet is None else outlet.write)
+        self.ws.sock = _Socket(sock, sock.sendall if outlet is None else outlet.write)
         with self._open():
             return self._handler(self)
 
-    def send(self, message: str | bytes) -> None:
-        """Send a packet."""
-        if not self._is_rest(message):
-            SimpleWebSocketWSGI.send(self, message)
+    def wait(self) -> Any:
+        """Wait for a message; None when there will be none."""
+        message = super().wait()
+        limit = self.ws.max_message_size
+        if message is None and limit and self.ws.incoming_message_len > limit:
+            too_large = WebSocketError(_TOO_BIG, f"a message of more than {limit} bytes")
+            self._limits.refused(self._session, too_large)
+        return message
 
 
-class _WholeWrites:
-    """A socket for simple-websocket, which takes it for granted that `send` sends everything."""
+class _Socket:
+    """A socket for simple-websocket, which takes it for granted that `send` sends everything.
+
+    And that to close is to end the connection: pywsgi holds another copy, and would take what still comes for requests.
+    """
 
     def __init__(self, sock: socket.socket, write: Callable[[bytes], None]) -> None:
         self._sock = sock
         self.send = write
+
+    def close(self) -> None:
+        """End the connection."""
+        with contextlib.suppress(OSError):
+            self._sock.shutdown(socket.SHUT_RDWR)
+        self._sock.close()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._sock, name)

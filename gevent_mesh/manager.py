@@ -560,15 +560,27 @@ class GeventMeshManager(ClusterApi, PubSubManager):  # type: ignore[misc]  # pyt
     def _publish_and_deliver(self, mesh: Mesh, selection: Selection, encoded: list[str | bytes]) -> None:
         # Encoded before anybody gets it: it may turn out to be too large.
         outgoing = self._event_messages(mesh, selection, encoded)
-        for peers, message in outgoing:
-            mesh.outboxes.keep_pace(peers, len(message))
-        # Who sees it may answer at once: nothing that is emitted then is to come before it, here or elsewhere.
+        while not self._publish_in_turn(mesh, selection, encoded, outgoing):
+            for peers, message in outgoing:
+                mesh.outboxes.keep_pace(peers, len(message))
+        for peers, _ in outgoing:
+            mesh.outboxes.keep_pace(peers)
+
+    def _publish_in_turn(
+        self, mesh: Mesh, selection: Selection, encoded: list[str | bytes], outgoing: list[tuple[list[Peer], bytes]]
+    ) -> bool:
+        """Who sees an event may answer at once: nothing that is emitted then is to come before it, here or elsewhere.
+
+        Returns:
+            False when a peer is to be waited for first: not in the turn, which would hold up everybody.
+        """
         with self._clients.fanout.turn():
+            if any(mesh.outboxes.is_behind(peers, len(message)) for peers, message in outgoing):
+                return False
             for peers, message in outgoing:
                 mesh.outboxes.publish(peers, message, at_once=True)
             self._deliver(selection, encoded)
-        for peers, _ in outgoing:
-            mesh.outboxes.keep_pace(peers)
+        return True
 
     def _deliver(self, selection: Selection, encoded: list[str | bytes]) -> None:
         self._clients.fanout.deliver(selection.namespace, selection.rooms, selection.exclude, encoded)
@@ -614,7 +626,9 @@ class GeventMeshManager(ClusterApi, PubSubManager):  # type: ignore[misc]  # pyt
         encoded = self._packets.encode(event, arguments, selection.namespace)
         mesh = self._mesh_for(selection)
         publish = None if mesh is None else partial(self._publish_question, mesh, selection, encoded)
-        return self._acknowledgements.ask([event, *arguments], selection, publish, tally, timeout, callback)
+        request = self._acknowledgements.ask([event, *arguments], selection, publish, tally, timeout, callback)
+        self._limits.keep_pace()
+        return request
 
     def _ask_clients_from_outside(
         self, event: str, arguments: list[Any], selection: Selection, tally: Tally, timeout: float

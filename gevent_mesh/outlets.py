@@ -9,7 +9,8 @@ Rules:
 - The order of a client's packets holds: an outlet takes a frame only when nothing is before it, in the queue, half
   written, or in the hands of the greenlet that empties the queue. Else the packet goes into the queue.
 - All writes to the socket go through the outlet, one at a time, so that no PONG lands inside a half-written frame.
-- What the kernel does not take of a frame is kept, and written before anything else.
+- What the kernel does not take of a frame is kept, and written before anything else. When that fails nothing more is
+  taken: behind half a frame there is nothing that the client could read.
 """
 
 from __future__ import annotations
@@ -30,16 +31,19 @@ class Outlet:
     Args:
         client: python-engineio's socket.
         sock: the connection.
+
+    Attributes:
+        in_hand: packets that were taken out of the queue and are not written.
     """
 
-    __slots__ = ("_client", "_is_busy", "_is_empty", "_is_open", "_rest", "_send", "_sendall", "_writing")
+    __slots__ = ("_is_busy", "_is_empty", "_queue", "_rest", "_send", "_sendall", "_writing", "in_hand")
 
     def __init__(self, client: Any, sock: socket.socket) -> None:
-        self._client = client
+        self._queue = client.queue
         self._is_empty: Callable[[], bool] = client.queue.empty
-        self._is_open = False
+        self.in_hand = 0
         self._is_busy = False
-        self._rest = b""
+        self._rest = memoryview(b"")
         self._sendall = sock.sendall
         # Does not wait, as the sockets inside of gevent's never do.
         self._send: Callable[[bytes], int] = sock._sock.send
@@ -51,7 +55,7 @@ class Outlet:
         Returns:
             False if the packet has to go through the queue.
         """
-        if self._is_busy or not self._is_empty() or not (self._is_open or self._opens()):
+        if self._is_busy or self.in_hand or not self._is_empty():
             return False
         try:
             written = self._send(frame)
@@ -60,24 +64,20 @@ class Outlet:
             return False
         if written < len(frame):
             self._is_busy = True
-            self._rest = frame[written:]
-            self._client.queue.put(_WAKE)
+            self._rest = memoryview(frame)[written:]
+            self._queue.put(_WAKE)
         return True
-
-    def _opens(self) -> bool:
-        """Whether the client is over with polling."""
-        self._is_open = self._client.upgraded
-        return self._is_open
 
     def write(self, data: bytes) -> None:
         """Write all of it, behind what is half written. Waits."""
         with self._writing:
             self._is_busy = True
-            rest, self._rest = self._rest, b""
-            try:
-                self._sendall(rest + data)
-            finally:
-                self._is_busy = False
+            rest, self._rest = self._rest, memoryview(b"")
+            if rest:
+                self._sendall(rest)
+            self._sendall(data)
+            # Not when it fails, or is killed.
+            self._is_busy = False
 
 
 NOTHING = ""

@@ -134,9 +134,14 @@ def _server_ends(server: BaseServer) -> None:
     if _process.servers:
         return
     _process.endings = [ending for manager in list(_watched) if (ending := manager.ending()) is not None]
-    if _process.endings and server.pool is not None:
-        # In a greenlet, for the pool may be full: there is a place when the first client has gone.
+    if not _process.endings or server.pool is None:
+        return
+    if server.pool.full():
+        # There is a place when the first client has gone.
         gevent.spawn(server.pool.spawn, _wait)
+    else:
+        # Now: gunicorn looks next whether there is a request, and ends its worker if there is none.
+        server.pool.spawn(_wait)
 
 
 def _wait(seconds: float | None = None) -> None:

@@ -1,6 +1,6 @@
 """The rules of the house, read off the sources without running them.
 
-Imports point one way: `manager -> cluster, fanout, routing -> net -> protocol -> errors`. The pure core knows nothing
+Imports point one way: `manager -> services -> node, clients -> net -> protocol -> errors`. The pure core knows nothing
 that waits, the library never patches anybody's process, and no committed text tells where it was written.
 """
 
@@ -29,8 +29,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "protocol": {"errors"},
     "tls": {"protocol", "errors"},
     "config": {"tls", "protocol", "errors"},
-    "metrics": {"errors"},
-    "net": {"config", "metrics", "tls", "protocol", "errors"},
+    "net": {"config", "tls", "protocol", "errors"},
     "routing": {"net", "protocol", "errors"},
     "outlets": {"protocol", "errors"},
     "fanout": {"outlets", "net", "protocol", "errors"},
@@ -39,7 +38,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "service": {"protocol"},
     "websocket": {"net", "protocol", "errors"},
     "limits": {"config", "net", "errors"},
-    "connections": {"limits", "outlets", "websocket", "net"},
+    "connections": {"limits", "outlets", "startup", "websocket", "net", "errors"},
     "handler": {"websocket"},
     "gunicorn": {"handler"},
     "clients": {"fanout", "selection", "net"},
@@ -75,7 +74,6 @@ MAY_IMPORT: dict[str, set[str]] = {
         "testclient",
         "net",
         "config",
-        "metrics",
         "protocol",
         "errors",
     },

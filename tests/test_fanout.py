@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import logging
 import time
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import gevent
 import pytest
+import requests
 import socketio
-from gevent import socket
+from gevent import select, socket
 from gevent.pywsgi import WSGIHandler, WSGIServer
+from gevent.queue import JoinableQueue
 from geventwebsocket.handler import WebSocketHandler
 
 from gevent_mesh import GeventMeshManager, connections
 from gevent_mesh.fanout import Fanout
+from gevent_mesh.outlets import Outlet
 from gevent_mesh.protocol.websocket import Opcode, frame
 from tests.support import eventually
 
@@ -32,7 +37,7 @@ class Browser:
         others: frames that were no such event.
     """
 
-    def __init__(self, port: int, *, buffer_bytes: int = 0) -> None:
+    def __init__(self, port: int, *, buffer_bytes: int = 0, path: str = "") -> None:
         self.numbers: list[int] = []
         self.others: list[tuple[int, bytes]] = []
         self._data = b""
@@ -41,13 +46,15 @@ class Browser:
             self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer_bytes)
         self.sock.connect(("127.0.0.1", port))
         lines = [
-            "GET /socket.io/?EIO=4&transport=websocket HTTP/1.1", "Host: x", "Upgrade: websocket",
+            f"GET {path or '/socket.io/?EIO=4&transport=websocket'} HTTP/1.1", "Host: x", "Upgrade: websocket",
             "Connection: Upgrade", "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==", "Sec-WebSocket-Version: 13", "", "",
         ]  # fmt: skip
         self.sock.sendall("\r\n".join(lines).encode())
         head = b""
         while not head.endswith(b"\r\n\r\n"):
             head += self.sock.recv(1)
+        if path:
+            return
         self.send(b"40")
         while not self.others or not self.others[-1][1].startswith(b"40"):
             self.read()
@@ -214,6 +221,70 @@ def test_clients_on_polling_and_on_websocket_share_events(served: Served) -> Non
     assert got == [["tick", number, ""] for number in (1, 2, 3)]
     eventually(lambda: browser.numbers == [1, 2, 3])
     assert (served.fanout.direct, served.fanout.queued) == (3, 3)
+
+
+def test_nothing_overtakes_what_the_writer_holds_while_a_ping_is_answered(serve: Callable[..., Served]) -> None:
+    served = serve()
+    browser = served.browser()
+    client = next(iter(served.sio.eio.sockets.values()))
+    (connection,) = client.queue.connections
+    with connection._sock._writing:  # as whoever answers a ping has it, to a client that is behind
+        served.sio.eio.send(client.sid, '2["tick",0,""]')
+        eventually(client.queue.empty)
+        served.tick()
+    browser.read_on()
+    eventually(lambda: len(browser.numbers) == 2)
+    assert browser.numbers == [0, 1]
+
+
+def test_a_connection_that_only_probes_gets_no_events(served: Served) -> None:
+    """A proxy that tries an upgrade twice."""
+    path = "/socket.io/?EIO=4&transport=polling"
+    root = f"http://127.0.0.1:{served.server.server_port}"
+    pool = gevent.get_hub().threadpool
+
+    def ask(method: str, body: str = "") -> str:
+        text: str = pool.apply(lambda: requests.request(method, root + path, data=body, timeout=5).text)
+        return text
+
+    path += "&sid=" + json.loads(ask("GET")[1:])["sid"]
+    ask("POST", "40")
+    ask("GET")
+    upgrade = path.replace("polling", "websocket")
+    used, other = (Browser(served.server.server_port, path=upgrade) for _ in range(2))
+    for browser in (used, other):
+        browser.send(b"2probe")
+    used.send(b"5")
+    eventually(lambda: served.fanout.outlets)
+    other.read_on()
+    served.tick(3)
+    used.read_on()
+    eventually(lambda: used.numbers == [1, 2, 3])
+    assert other.numbers == []
+
+
+def test_behind_half_a_frame_nothing_is_written() -> None:
+    near, far = socket.socketpair()
+    outlet = Outlet(SimpleNamespace(queue=JoinableQueue()), near)
+    assert outlet.take(b"x" * 3_000_000)
+    near.settimeout(0.05)
+    with pytest.raises(OSError, match="timed out"):
+        outlet.write(b"")
+    while far.recv(1 << 20):
+        if not select.select([far], [], [], 0)[0]:
+            break
+    assert not outlet.take(b"torn")
+
+
+def test_what_comes_behind_a_websocket_is_no_request(served: Served) -> None:
+    browser = served.browser()
+    browser.send(b"\x03\xe8", Opcode.CLOSE)
+    browser.sock.sendall(b"GET /admin HTTP/1.1\r\nHost: x\r\n\r\n")
+    got = b""
+    with gevent.Timeout(5), contextlib.suppress(ConnectionError):
+        while data := browser.sock.recv(4096):
+            got += data
+    assert b"HTTP" not in got
 
 
 def test_outlets_go_with_their_clients(served: Served) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 
 import flask
 import flask_socketio
+import gevent
 import msgpack
 import pytest
 import socketio
@@ -683,3 +684,15 @@ def test_a_peer_that_asks_too_much_at_a_time_is_not_answered(monkeypatch: pytest
         ask()
     finally:
         node.manager.stop(0)
+
+
+def test_many_who_emit_at_once_cut_no_healthy_peer() -> None:
+    """Each of them sees that there is room, and waits for its turn; by then there is none."""
+    with paper_mesh(2, buffered_amount_threshold=1 << 20) as (one, two):
+        emitting = [gevent.spawn(one.server.emit, "news", (number, "x" * 300_000)) for number in range(60)]
+        gevent.joinall(emitting, timeout=20, raise_error=True)
+        assert one.manager.flush(10)
+        assert one.manager.mesh is not None
+        assert two.manager.mesh is not None
+        assert one.manager.mesh.counters.slow_consumers == 0
+        assert two.manager.mesh.counters.received_lost == 0

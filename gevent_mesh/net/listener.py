@@ -275,7 +275,7 @@ class Listener:
             transport.close()
             problem = explain(error)
             if problem:
-                self._tell("no TLS", ticket.host, problem)
+                self._tell("TLS failed", ticket.host, problem)
             return False
         return True
 

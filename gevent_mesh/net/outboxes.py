@@ -187,6 +187,12 @@ class Outboxes:
                 self._wait_for_relief_of(peers, room)
                 return
 
+    def is_behind(self, peers: Sequence[Peer], size: int) -> bool:
+        """Whether `keep_pace` would wait before a message of this size."""
+        if gevent.getcurrent() is gevent.get_hub() or not any(self._is_crowded(peer.session, size) for peer in peers):
+            return False
+        return bool(self._worth_waiting_for(peers, size))
+
     def wait_for_room(self, size: int) -> None:
         """Wait until a message fits into the outboxes of all peers that may still get it.
 

@@ -172,6 +172,17 @@ def test_gunicorn_ends(ships: Fleet, clients: list[Client], discovery: Discovery
     assert "Traceback" not in ending.server.process.output
 
 
+def test_gunicorns_workers_without_clients_say_goodbye(ships: Fleet, discovery: Discovery, witness: Node) -> None:
+    server = gunicorn(ships, discovery, "-w", "2", *ENOUGH_TIME, worker=OUR_WORKER)
+    eventually(lambda: len(witness.links()) == 2, 20)
+    uids = witness.links()
+    server.process.signal(signal.SIGTERM)
+    assert server.process.wait(10) == 0
+    eventually(lambda: not uids & set(witness.state()["peers"]))
+    for uid in uids:
+        assert f"link down: {uid} (the peer said goodbye: leaving)" in witness.output
+
+
 @pytest.mark.skipif(not FULL, reason="much the same as the other worker")
 def test_gunicorn_of_the_plain_worker_ends(
     ships: Fleet, clients: list[Client], discovery: Discovery, witness: Node

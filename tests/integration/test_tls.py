@@ -90,4 +90,4 @@ def test_who_has_no_certificate_is_told_so_and_stays_out(ships: Fleet, files: Fi
         del ships.variables[name]
     node = ships.node(discovery)
     node.wait_for(r"discovery wss://.*its certificate is not signed by a CA that is trusted here \(MESH_TLS_CA\)")
-    discovery.wait_for("no TLS: 'it does not take our certificate: it does not trust our CA'")
+    discovery.wait_for("TLS failed: 'it does not take our certificate: it does not trust our CA'")

@@ -24,6 +24,8 @@ LEAST_ROUNDS = 9 if MINUTES else 1
 NODES, SPARED, CLIENTS = 5, 2, 4
 OPTIONS = {"heartbeat_interval": 0.5, "heartbeat_timeout": 1.5, "resume_window": 10.0}
 DRIFT = 0.02
+PIECES = 2
+"""Of some thirty descriptors or greenlets, one more or less is more than two percent, and no drift."""
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(120 + MINUTES * 120)]
 
@@ -47,7 +49,7 @@ def drift(samples: list[Sample], what: str) -> float:
     third = len(samples) // 3
     before = statistics.median(sample[what] for sample in samples[third : 2 * third])
     after = statistics.median(sample[what] for sample in samples[2 * third :])
-    return after / before - 1
+    return 0.0 if abs(after - before) <= PIECES else after / before - 1
 
 
 @pytest.mark.row(

@@ -210,7 +210,7 @@ class TestRefusals:
         theirs = Authority().files(tmp_path).tls()
         listener = serve(theirs)
         assert "not signed by a CA that is trusted here (MESH_TLS_CA)" in refused(wss(listener), tls)
-        eventually(lambda: listener.strangers_cut == {"no TLS": 1})
+        eventually(lambda: listener.strangers_cut == {"TLS failed": 1})
 
     def test_a_client_of_another_ca(
         self, serve: Serve, authority: Authority, tls: Tls, tmp_path: Path, caplog: pytest.LogCaptureFixture
@@ -246,7 +246,7 @@ class TestRefusals:
     def test_no_tls_at_a_tls_port(self, serve: Serve, tls: Tls, caplog: pytest.LogCaptureFixture) -> None:
         listener = serve(tls)
         assert "if TLS is spoken there, write wss://" in refused(f"ws://127.0.0.1:{listener.port}")
-        eventually(lambda: listener.strangers_cut == {"no TLS": 1})
+        eventually(lambda: listener.strangers_cut == {"TLS failed": 1})
         assert "it speaks HTTP without TLS; its address of us should be wss://" in caplog.text
 
     def test_tls_at_a_port_without(self, serve: Serve, tls: Tls, caplog: pytest.LogCaptureFixture) -> None:
@@ -340,7 +340,7 @@ class TestStrangers:
         for number in range(30):
             with socket.create_connection(("127.0.0.1", listener.port), timeout=5) as sock:
                 sock.sendall(rng.randbytes(300) if number % 2 else b"\x16\x03\x01\x00\x05" + rng.randbytes(200))
-                eventually(lambda number=number: listener.strangers_cut == {"no TLS": number + 1})  # type: ignore[misc]  # bound now
+                eventually(lambda number=number: listener.strangers_cut == {"TLS failed": number + 1})  # type: ignore[misc]  # bound now
         assert len(caplog.records) <= 2
         dial(wss(listener), tls=tls).abort()
 
