@@ -144,7 +144,8 @@ class Hello:
 
 @dataclass(frozen=True, slots=True)
 class Challenge:
-    """The listener's answer to HELLO. It says nothing that a stranger may not know."""
+    """The listener's answer to HELLO. It says nothing that a stranger may not know. `boot` is the listener's boot proof
+    for a dialer whose boot key it does not have (see `gevent_mesh.protocol.handshake`), and empty else."""
 
     version: int
     uid: str
@@ -153,6 +154,7 @@ class Challenge:
     role: Role
     channel: str
     codec: str
+    boot: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,6 +241,7 @@ def encode_frame(frame: Frame) -> bytes:
         case Challenge():
             fields = [
                 frame.version, frame.uid, frame.address, frame.nonce, int(frame.role), frame.channel, frame.codec,
+                *_boot_fields(frame.boot),
             ]  # fmt: skip
             return bytes((Kind.CHALLENGE,)) + _pack(fields)
         case Auth(proofs, boot):
@@ -361,7 +364,7 @@ def _decode_hello(data: bytes) -> Hello:
 
 
 def _decode_challenge(data: bytes) -> Challenge:
-    version, uid, address, nonce, role, channel, codec = _unpack_fields(data, 7)[:7]
+    version, uid, address, nonce, role, channel, codec, *later = _unpack_fields(data, 7)
     return Challenge(
         _number(version, "version"),
         _uid(uid, "uid"),
@@ -370,6 +373,7 @@ def _decode_challenge(data: bytes) -> Challenge:
         _role(role),
         _text(channel, "channel", MAX_NAME_CHARS),
         _text(codec, "codec", MAX_NAME_CHARS),
+        _blob(later[0], "boot proof", PROOF_BYTES) if later else b"",
     )
 
 

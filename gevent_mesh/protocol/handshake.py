@@ -10,6 +10,8 @@ Rules:
   and takes nobody under that uid who has another one; what it was shown itself opens no door at other peers.
 - A boot key is shown at the first link of a pair. Whoever has the other side's key already sends a proof of its own
   instead, and gets one back: it may be talking to somebody else who knows the token and has come to the peer's address.
+- A listener that has no key of the dialer says so, by a proof of its own key: the first link may have broken before it
+  knew of it, or it has forgotten the dialer. Then the dialer knows whom it talks to, and shows its key again.
 - Up to four tokens are valid at once, so that they can be changed without a gap. Without a token the same frames travel
   under an empty key: that authenticates nobody and is only for loopback, or where the operator says so.
 """

@@ -462,7 +462,10 @@ class LinkProtocol:
         if self.phase is not Phase.WAIT_HELLO:
             return
         self._hello, self._their_state = payload, hello.session
-        challenge = Challenge(frames.PROTOCOL_VERSION, us.uid, us.address, self._nonce, us.role, us.channel, us.codec)
+        challenge = Challenge(
+            frames.PROTOCOL_VERSION, us.uid, us.address, self._nonce, us.role, us.channel, us.codec,
+            self._boot_for_unknown(hello.uid),
+        )  # fmt: skip
         self._challenge = encode_frame(challenge)
         self._queue(self._challenge)
         self._asked_at = now
@@ -476,6 +479,11 @@ class LinkProtocol:
         self._proofs, self._their_boot = auth.proofs, auth.boot
         self.round_trip_seconds = now - self._asked_at
         yield from self._prove()
+
+    def _boot_for_unknown(self, uid: str) -> bytes:
+        """Our boot proof, if we do not have the dialer's boot key."""
+        key = b"" if self._known_key(uid) else boot_key_for(uid, self._secret)
+        return boot_proof(key, self._hello, self._nonce) if key else b""
 
     def _boot_for_dialer(self, ours: SessionState) -> bytes:
         """As the dialer did: nothing, our boot key, or a proof of it."""
@@ -501,10 +509,16 @@ class LinkProtocol:
         self.peer = Identity(challenge.uid, challenge.address, challenge.role, challenge.channel, challenge.codec)
         self.round_trip_seconds = now - self._asked_at
         self._challenge = payload
-        boot = self._our_boot(is_known=bool(self._known_key(challenge.uid)))
+        boot = self._our_boot(is_known=self._is_known_to(challenge))
         self._challenge += boot
         self._queue(encode_frame(Auth(self._keys.dialer_proofs(self._hello, self._challenge), boot)))
         self.phase = Phase.AUTH_SENT
+
+    def _is_known_to(self, challenge: Challenge) -> bool:
+        """Whether the listener has our boot key, or may be somebody else who must not get it."""
+        known = self._known_key(challenge.uid)
+        is_itself = hmac.compare_digest(boot_proof(known, self._hello, challenge.nonce), challenge.boot)
+        return bool(known) and not is_itself
 
     def _take_welcome(self, welcome: Welcome) -> Iterator[Event]:
         state = _state_bytes(welcome.session)

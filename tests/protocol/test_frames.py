@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import msgpack
@@ -48,6 +49,13 @@ EXAMPLES: list[tuple[Frame, str]] = [
     (
         CHALLENGE,
         "119701b066656463626139383736353433323130a877733a2f2f623a32c420" + "6d" * 32 + "01a8736f636b6574696fa46a736f6e",
+    ),
+    (
+        replace(CHALLENGE, boot=b"p" * 32),
+        "119801b066656463626139383736353433323130a877733a2f2f623a32c420"
+        + "6d" * 32
+        + "01a8736f636b6574696fa46a736f6ec420"
+        + "70" * 32,
     ),
     (Auth((b"p" * 32, b"q" * 32)), "129192c420" + "70" * 32 + "c420" + "71" * 32),
     (Auth((b"p" * 32,), BOOT_KEY), "129291c420" + "70" * 32 + "c410" + "63" * 16),
@@ -103,7 +111,7 @@ def test_numbers_are_append_only() -> None:
     assert (frames.NONCE_BYTES, frames.PROOF_BYTES, frames.STREAM_BYTES) == (32, 32, 8)
 
 
-def test_the_largest_hello_is_small_enough_for_strangers() -> None:
+def test_the_largest_hello_and_challenge_are_small_enough_for_strangers() -> None:
     # Four bytes a character; an address and a codec's name are ASCII.
     hello = Hello(
         1, "f" * 16, "a" * frames.MAX_ADDRESS_CHARS, "f" * 16, bytes(32), Role.EMITTER,
@@ -111,6 +119,11 @@ def test_the_largest_hello_is_small_enough_for_strangers() -> None:
     )  # fmt: skip
     assert len(encode_frame(hello)) <= frames.MAX_STRANGER_FRAME_BYTES
     assert decode_frame(encode_frame(hello)) == hello
+    challenge = Challenge(
+        1, "f" * 16, "a" * frames.MAX_ADDRESS_CHARS, bytes(32), Role.EMITTER,
+        "\U0001f600" * frames.MAX_NAME_CHARS, "c" * frames.MAX_NAME_CHARS, bytes(32),
+    )  # fmt: skip
+    assert len(encode_frame(challenge)) <= frames.MAX_STRANGER_FRAME_BYTES
 
 
 def test_the_largest_message_fits_into_a_frame() -> None:
@@ -145,7 +158,9 @@ every_frame: st.SearchStrategy[Frame] = st.one_of(
         names,
         states,
     ),
-    st.builds(Challenge, u64, uids, st.text(printable, max_size=256), nonces, roles, names, names),
+    st.builds(
+        Challenge, u64, uids, st.text(printable, max_size=256), nonces, roles, names, names, st.just(b"") | nonces
+    ),
     st.builds(Auth, st.lists(nonces, min_size=1, max_size=4).map(tuple), boots),
     st.builds(Welcome, nonces, states, boots),
     st.builds(Batch, u64, u64, st.binary(max_size=64)),
@@ -183,12 +198,12 @@ def _wire(kind: Kind, fields: object) -> bytes:
 
 ARRAYS: dict[Kind, list[Any]] = {
     Kind.HELLO: _fields(HELLO),
-    Kind.CHALLENGE: _fields(CHALLENGE),
+    Kind.CHALLENGE: _fields(replace(CHALLENGE, boot=b"p" * 32)),
     Kind.AUTH: _fields(Auth((b"p" * 32,), b"p" * 32)),
     Kind.WELCOME: _fields(Welcome(b"p" * 32, STATE, BOOT_KEY)),
     Kind.BYE: _fields(Bye(0, "why")),
 }
-MAY_BE_LEFT_OUT = {Kind.AUTH: 1, Kind.WELCOME: 1}
+MAY_BE_LEFT_OUT = {Kind.CHALLENGE: 1, Kind.AUTH: 1, Kind.WELCOME: 1}
 """Fields at the end that not every node sends."""
 
 BAD_NUMBER = [-1, 1.0, True, None, "1", b"1", [1]]
@@ -211,7 +226,7 @@ BAD_FIELDS: dict[Kind, list[list[Any]]] = {
     Kind.HELLO: [
         BAD_NUMBER, BAD_UID, BAD_ADDRESS, BAD_TARGET, BAD_BLOB, BAD_ROLE, BAD_NAME, BAD_NAME, BAD_STATE,
     ],
-    Kind.CHALLENGE: [BAD_NUMBER, BAD_UID, BAD_ADDRESS, BAD_BLOB, BAD_ROLE, BAD_NAME, BAD_NAME],
+    Kind.CHALLENGE: [BAD_NUMBER, BAD_UID, BAD_ADDRESS, BAD_BLOB, BAD_ROLE, BAD_NAME, BAD_NAME, BAD_BLOB],
     Kind.AUTH: [BAD_PROOFS, BAD_BOOT],
     Kind.WELCOME: [BAD_BLOB, BAD_STATE, BAD_BOOT],
     Kind.BYE: [BAD_NUMBER, ["x" * 801, b"why", None, 1]],
@@ -260,7 +275,7 @@ def test_fields_of_a_newer_node_are_ignored(kind: Kind) -> None:
 @pytest.mark.parametrize("kind", MAY_BE_LEFT_OUT)
 def test_fields_that_are_left_out_are_empty(kind: Kind) -> None:
     decoded = decode_frame(_wire(kind, ARRAYS[kind][: -MAY_BE_LEFT_OUT[kind]]))
-    assert isinstance(decoded, (Auth, Welcome))
+    assert isinstance(decoded, (Challenge, Auth, Welcome))
     assert decoded.boot == b""
 
 

@@ -490,14 +490,15 @@ class TestBootProofs:
         assert (b.boot_key, a.boot_key) == (theirs, ours)
 
     @pytest.mark.parametrize("is_dialer", [True, False])
-    def test_a_first_link_that_broke_before_one_side_knew_of_it_is_no_obstacle(self, is_dialer: bool) -> None:
+    def test_who_does_not_have_the_key_of_the_other_side_is_shown_it_again(self, is_dialer: bool) -> None:
         theirs, ours, a, b = self.shown(self.LISTENERS if is_dialer else b"", b"" if is_dialer else self.DIALERS)
-        if is_dialer:
-            # It takes the listener for one that has its key: this one cannot check the proof, and keeps none.
-            assert (len(theirs), len(ours)) == (32, 32)
-            assert (b.boot_key, a.boot_key) == (b"", self.LISTENERS)
-        else:
-            assert (b.boot_key, a.boot_key) == (self.DIALERS, self.LISTENERS)
+        assert (theirs, ours) == (self.DIALERS, self.LISTENERS)
+        assert (b.boot_key, a.boot_key) == (theirs, ours)
+
+    def test_nobody_else_gets_the_key_by_saying_that_it_does_not_have_it(self) -> None:
+        boot, _, a, b = self.shown(b"k" * 16, b"")
+        assert len(boot) == 32
+        assert a.boot_key == b.boot_key == b""
 
     def test_a_proof_under_another_key_shows_nothing(self) -> None:
         _, _, a, b = self.shown(b"k" * 16, b"x" * 16)
