@@ -5,11 +5,13 @@ Rules:
 - *Ready* means that clients which come here get what is emitted anywhere. At first that takes a link to every live
   member: one that a roster names and that is not given up after `resume_window`. So a name that nobody can reach keeps
   nobody waiting for longer than that.
-- From then on a link that breaks counts as long as its peer is present (see `gevent_mesh.protocol.peers`): a moment.
-  Who has been silent for longer, and newcomers that cannot be reached, do not count by themselves, or one sick member
-  would take the clients away from all others. But who hears none of the live others, or less than half of the mesh, is
-  the sick one itself, and so is who is deaf to somebody whose link is up.
-- *Healthy* means that this process need not be started anew: deafness heals by a new link, except when it does not.
+- From then on a name that has never been linked does not count at all: newcomers that cannot be reached may be many.
+- A link that breaks counts as long as its peer is present (see `gevent_mesh.protocol.peers`): a moment. Who has been
+  silent for longer does not count by itself, or one sick member would take the clients away from all others. But who
+  hears none of the live others, or less than half of the mesh, is the sick one itself, and so is who is deaf to
+  somebody whose link is up.
+- *Healthy* means that this process need not be started anew: deafness heals by a new link, except when it does not. Of
+  deafness to one of several the cause may be that one, and would outlast every new process.
 """
 
 from __future__ import annotations
@@ -49,7 +51,7 @@ class Health:
         reasons: why it is not ready, or not healthy; empty when it is both.
         is_leaving: it has begun to leave the mesh.
         roster_seen: it is known which other nodes there are.
-        links_expected: live other nodes.
+        links_expected: live other nodes; once the node has been ready, those that have been linked.
         links_up: those of them that are heard.
         missing: uids of those that are not.
         deaf: uids of those of whom no message gets through, over whatever link.
@@ -104,12 +106,12 @@ class HealthService(Service):
         node, mesh = self._node, self._node.mesh
         if mesh is None:
             return Health(False, True, ("it has not joined the mesh",), is_leaving=node.is_leaving)
-        live = mesh.table.live()
+        live = [peer for peer in mesh.table.live() if peer.has_been_linked or not self._has_formed]
         silent_since = monotonic() - SILENT_TIMEOUTS * mesh.config.heartbeat_timeout
         deaf = [peer for peer in live if peer.hearing.deaf_since is not None]
         missing = [peer.uid for peer in live if peer.link is None or peer in deaf or peer.link.heard_at < silent_since]
         doubts = [*self._doubts(live, missing), *(f"nothing that {peer.uid} sends gets through" for peer in deaf)]
-        troubles = _troubles(mesh, deaf)
+        troubles = _troubles(mesh, live, deaf)
         return Health(
             is_ready=not doubts and not troubles,
             is_healthy=not troubles,
@@ -144,10 +146,12 @@ def _has_just_broken(peer: Peer) -> bool:
     return peer.present and peer.member.state is PeerState.SUSPECT
 
 
-def _troubles(mesh: Mesh, deaf: list[Peer]) -> list[str]:
+def _troubles(mesh: Mesh, live: list[Peer], deaf: list[Peer]) -> list[str]:
     """Why this process should be started anew."""
     now, timeout = monotonic(), NOT_HEALED_TIMEOUTS * mesh.config.heartbeat_timeout
     lasting = [peer for peer in deaf if now - (peer.hearing.deaf_since or now) > timeout]
+    if len(lasting) < min(2, len(live)):
+        lasting = []
     troubles = [f"new links have not healed that it is deaf to {peer.uid}" for peer in lasting]
     if mesh.watch.left_behind >= MAX_LEFT_BEHIND:
         troubles.append(f"{mesh.watch.left_behind} messages are in the hands of code that does not come back")

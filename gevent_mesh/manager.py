@@ -253,7 +253,9 @@ class GeventMeshManager(ClusterApi, PubSubManager):  # type: ignore[misc]  # pyt
             Whether this node is in the mesh.
         """
         if self.server is not None and not self._node.is_stopped:
-            self.start()
+            self._end_leave()
+            if not self._node.is_stopped:  # meanwhile
+                self.start()
         return self._node.mesh is not None
 
     def forked(self) -> None:
@@ -271,8 +273,7 @@ class GeventMeshManager(ClusterApi, PubSubManager):  # type: ignore[misc]  # pyt
         Raises:
             StartError: `ws_port` cannot be bound.
         """
-        if self._leave is not None:
-            self._leave.wait()
+        self._end_leave()
         if self._node.mesh is not None:
             return
         startup.watch(self)
@@ -281,6 +282,11 @@ class GeventMeshManager(ClusterApi, PubSubManager):  # type: ignore[misc]  # pyt
         if self._emitter is not None:
             return
         self._mesh_logger.info("node %s has started%s", self.uid, self._circle())
+
+    def _end_leave(self) -> None:
+        """Wait until this node is gone, if it is on its way out."""
+        if self._leave is not None:
+            self._leave.wait()
 
     def _circle(self) -> str:
         if self.config.embedded_port:
@@ -356,10 +362,13 @@ class GeventMeshManager(ClusterApi, PubSubManager):  # type: ignore[misc]  # pyt
             timeout: seconds; None waits for ever.
 
         Returns:
-            Whether they are. Joins the mesh if this node has not yet.
+            Whether they are. Joins the mesh if this node has not yet; one that leaves or has left stays away until
+            `start`.
         """
         if self._emitter is not None:
             return count <= 0 or self._emitter.wait_for_node(timeout)
+        if self._node.is_leaving:
+            return False
         self.start()
         mesh = self._node.mesh
         return mesh is not None and mesh.wait_for_peers(count, timeout)

@@ -257,6 +257,8 @@ class Node:
         """Have the service that a message is for act on it, in the present greenlet."""
         handler = self._handlers.get(message.type)
         if handler is None:
+            if message.type is not MessageType.HEARTBEAT:
+                peer.hearing.acted()  # nobody here would act on it: that says nothing of those who act on others
             return
         try:
             handler(peer, message)

@@ -13,7 +13,8 @@ leave. Whoever calls `BaseServer.stop` waits for that, within the time that it g
 requests are under way, and so the leave counts as one.
 
 ``socketio.run`` does nothing about SIGTERM, which ends the process there and then. Where nobody handles it, a handler
-closes the servers, waits for the nodes to leave, and has the process end as it would have.
+closes the servers, waits for the nodes to leave, and has the process end as it would have. That takes a hub that runs:
+where it does not, a thread ends the process, and when the nodes have left the handler is taken away again.
 
 A fork leaves the child with copies of the parent's sockets. They are given up there, and the child starts as a new node
 when it begins to serve.
@@ -34,6 +35,7 @@ from typing import Any, Protocol
 
 import gevent
 from gevent.baseserver import BaseServer
+from gevent.monkey import get_original
 
 from .errors import StartError
 
@@ -41,9 +43,19 @@ __all__ = ["is_served", "watch"]
 
 logger = logging.getLogger(__name__)
 
+BEGIN_SECONDS = 2.0
+"""Who is told to end and has not begun to by then is blocked, or runs no hub any more."""
+
+_start_new_thread = get_original("_thread", "start_new_thread")
+_sleep = get_original("time", "sleep")
+
 
 class Ending(Protocol):
     """A node that is on its way out."""
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it is gone."""
 
     def wait(self, seconds: float | None = None) -> None:
         """Wait until it is gone; with `seconds`, make it go within them."""
@@ -134,9 +146,11 @@ def _server_ends(server: BaseServer) -> None:
     if _process.servers:
         return
     _process.endings = [ending for manager in list(_watched) if (ending := manager.ending()) is not None]
-    if not _process.endings or server.pool is None:
-        return
-    if server.pool.full():
+    if not _process.endings:
+        _give_sigterm_back()
+    elif server.pool is None:
+        gevent.spawn(_wait)
+    elif server.pool.full():
         # There is a place when the first client has gone.
         gevent.spawn(server.pool.spawn, _wait)
     else:
@@ -149,6 +163,8 @@ def _wait(seconds: float | None = None) -> None:
     deadline = None if seconds is None else monotonic() + seconds
     for ending in _process.endings:
         ending.wait(None if deadline is None else max(0.0, deadline - monotonic()))
+    if not _process.servers and all(ending.is_over for ending in _process.endings):
+        _give_sigterm_back()
 
 
 # ---------------------------------------------------------------------- SIGTERM
@@ -156,35 +172,57 @@ def _wait(seconds: float | None = None) -> None:
 
 def _handle_sigterm() -> None:
     """Have SIGTERM let the nodes leave first, if it would end the process at once."""
-    if threading.current_thread() is threading.main_thread() and _is_unhandled(signal.SIGTERM):
+    if threading.current_thread() is threading.main_thread() and _handler_of(signal.SIGTERM) == 0:
         signal.signal(signal.SIGTERM, _on_sigterm)
+        _process.handler = _handler_of(signal.SIGTERM)
 
 
-def _is_unhandled(number: int) -> bool:
-    """Whether nobody handles a signal. The system is asked: of the handlers of event loops Python does not know."""
+def _give_sigterm_back() -> None:
+    """Have SIGTERM end the process at once again, unless another handler has come meanwhile."""
+    if signal.getsignal(signal.SIGTERM) is _on_sigterm and _handler_of(signal.SIGTERM) == _process.handler:
+        with contextlib.suppress(ValueError):  # not in the main thread
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _handler_of(number: int) -> int | None:
+    """Where a signal is handled, 0 for nowhere. The system is asked: Python does not know of event loops' handlers."""
     try:
         import ctypes
 
-        action = (ctypes.c_void_p * 32)()  # struct sigaction, and more; the handler comes first
-        return ctypes.CDLL(None).sigaction(int(number), None, action) == 0 and not action[0]
+        action = (ctypes.c_size_t * 32)()  # struct sigaction, and more; the handler comes first
+        return int(action[0]) if ctypes.CDLL(None).sigaction(int(number), None, action) == 0 else None
     except (ImportError, OSError, AttributeError, TypeError):  # a Python without it, or not POSIX
-        return False
+        return None
 
 
 def _on_sigterm(number: int, _frame: object) -> None:
     """Runs wherever the main thread is, so it may not wait. A second SIGTERM ends the process at once."""
     signal.signal(number, signal.SIG_DFL)
     gevent.spawn(_end, number)
+    with contextlib.suppress(RuntimeError):  # there are too many threads
+        _start_new_thread(_end_without_hub, (number,))
 
 
 def _end(number: int) -> None:
+    _process.is_ending = True
     try:
         for server in list(_process.servers):
             server.close()
         _wait()
     finally:
-        os.kill(os.getpid(), number)
-        os._exit(128 + number)  # the first process of a container is spared by its own signals
+        _kill(number)
+
+
+def _end_without_hub(number: int) -> None:
+    """In a thread of the system, for the main one does not come to `_end`, or who knows when."""
+    _sleep(BEGIN_SECONDS)
+    if not _process.is_ending:
+        _kill(number)
+
+
+def _kill(number: int) -> None:
+    os.kill(os.getpid(), number)
+    os._exit(128 + number)  # the first process of a container is spared by its own signals
 
 
 class _Process:
@@ -193,6 +231,8 @@ class _Process:
     is_served: bool
     servers: weakref.WeakSet[BaseServer]
     endings: list[Ending]
+    handler: int | None
+    is_ending: bool
 
     def __init__(self) -> None:
         self.forget()
@@ -202,6 +242,8 @@ class _Process:
         self.is_served = False
         self.servers = weakref.WeakSet()
         self.endings = []
+        self.handler = None
+        self.is_ending = False
 
 
 _process = _Process()
@@ -213,8 +255,7 @@ def is_served() -> bool:
 
 
 def _after_fork() -> None:
+    _give_sigterm_back()
     _process.forget()
-    if signal.getsignal(signal.SIGTERM) is _on_sigterm:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
     for manager in list(_watched):
         manager.forked()

@@ -61,7 +61,7 @@ class Fake:
         for uid in uids:
             peer = self.peer(uid)
             link: Any = SimpleNamespace(heard_at=time.monotonic())
-            peer.link, peer.member.state = link, PeerState.ALIVE
+            peer.link, peer.member.state, peer.linked_at = link, PeerState.ALIVE, link.heard_at
 
     def lose(self, *uids: str, state: PeerState = PeerState.SUSPECT) -> None:
         for uid in uids:
@@ -120,7 +120,24 @@ def test_newcomers_do_not_make_old_nodes_wait() -> None:
     fake = Fake().formed(3)
     fake.name(*OTHERS[:5])
     assert fake.health.is_ready
-    assert fake.health.links_expected == 5
+    assert fake.health.links_expected == 3
+
+
+@pytest.mark.parametrize("count", [0, 3])
+def test_newcomers_that_nobody_can_reach_make_nobody_unready(count: int) -> None:
+    fake = Fake().formed(count)
+    fake.name(*OTHERS)
+    health = fake.health
+    assert (health.is_ready, health.links_expected, health.missing) == (True, count, ())
+
+
+def test_newcomer_counts_once_it_has_been_linked() -> None:
+    fake = Fake().formed(0)
+    fake.name(OTHERS[0])
+    fake.link(OTHERS[0])
+    assert fake.health.is_ready
+    fake.lose(OTHERS[0])
+    assert not fake.health.is_ready
 
 
 @pytest.mark.parametrize(("others", "lost", "is_ready"), [(1, 1, False), (2, 1, True), (3, 1, True), (3, 2, True),
@@ -176,11 +193,15 @@ def test_node_that_is_deaf_to_somebody_is_not_ready() -> None:
     assert fake.health.is_ready
 
 
-def test_deafness_that_does_not_heal_wants_a_new_process() -> None:
-    fake = Fake().formed(4)
-    fake.peer(OTHERS[1]).hearing.deaf_since = time.monotonic() - 31
-    assert not fake.health.is_healthy
-    assert "not healed" in fake.health.reasons[-1]
+@pytest.mark.parametrize(("others", "deaf", "is_healthy"), [(1, 1, False), (2, 1, True), (4, 1, True), (2, 2, False),
+                                                            (4, 2, False)])  # fmt: skip
+def test_deafness_that_does_not_heal_wants_a_new_process(others: int, deaf: int, is_healthy: bool) -> None:
+    fake = Fake().formed(others)
+    for uid in OTHERS[:deaf]:
+        fake.peer(uid).hearing.deaf_since = time.monotonic() - 31
+    health = fake.health
+    assert (health.is_ready, health.is_healthy) == (False, is_healthy)
+    assert ("not healed" in health.reasons[-1]) is not is_healthy
 
 
 def test_messages_that_hang_in_numbers_want_a_new_process() -> None:
@@ -277,6 +298,19 @@ def test_node_that_hears_heartbeats_and_no_messages_is_deaf(nodes: list[Node], m
     assert health_of(other).is_healthy
 
 
+def test_message_that_no_service_is_there_for_is_no_deafness(nodes: list[Node]) -> None:
+    one, other = nodes
+    assert one.mesh is not None
+    assert MessageType.ADAPTER_CLOSE not in one._handlers
+    judged = one.mesh.table.get(other.uid)
+    assert judged is not None
+    received = judged.session.received
+    other.publish(MessageType.ADAPTER_CLOSE, "/", {})
+    eventually(lambda: judged.session.received > received and not judged.hearing._came)
+    assert health_of(one).is_ready
+    assert one.mesh.counters.links_down == 0
+
+
 def test_message_that_cannot_be_handled_is_no_deafness(nodes: list[Node], caplog: pytest.LogCaptureFixture) -> None:
     one, other = nodes
     assert one.mesh is not None
@@ -289,8 +323,7 @@ def test_message_that_cannot_be_handled_is_no_deafness(nodes: list[Node], caplog
     eventually(lambda: "could not be handled" in caplog.text)
     judged = one.mesh.table.get(other.uid)
     assert judged is not None
-    sent = judged.hearing._sent
-    eventually(lambda: judged.hearing._sent != sent)
+    eventually(lambda: not judged.hearing._came)  # there was a heartbeat
     assert health_of(one).is_ready
     assert one.mesh.counters.links_down == 0
 

@@ -6,10 +6,12 @@ import json
 import logging
 import os
 import random
+import signal
 import socket
 import subprocess
 import sys
 import textwrap
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -20,6 +22,7 @@ import msgpack
 import pytest
 import socketio
 from gevent import pywsgi
+from gevent.event import Event
 from geventwebsocket.handler import WebSocketHandler
 from socketio.msgpack_packet import MsgPackPacket
 
@@ -417,6 +420,32 @@ class TestEnding:
         assert clustered.uid != before
         server.stop()
 
+    def test_waiting_for_peers_does_not_bring_it_back(self, clustered: GeventMeshManager, sio: Any) -> None:
+        server = self._serve(sio)
+        server.close()
+        assert not clustered.wait_for_peers(0)
+        server.stop()
+        assert not clustered.wait_for_peers(0)
+        assert clustered.mesh is None
+        clustered.start()
+        assert clustered.wait_for_peers(0)
+
+    def test_server_that_waits_for_a_leave_does_not_bring_back_what_is_stopped_meanwhile(
+        self, clustered: GeventMeshManager, sio: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        stop, may_stop = clustered._node.stop, Event()
+        monkeypatch.setattr(clustered._node, "stop", lambda timeout: may_stop.wait() and stop(timeout))
+        self._serve(sio).close()
+        other = gevent.spawn(self._serve, sio)
+        gevent.sleep(0)
+        stopping = gevent.spawn(clustered.stop)
+        gevent.sleep(0)
+        assert not other.ready()
+        may_stop.set()
+        gevent.joinall([other, stopping], timeout=5, raise_error=True)
+        assert clustered.mesh is None
+        other.get().stop()
+
     def test_it_takes_no_new_clients_until_it_is_back(self, clustered: GeventMeshManager, sio: Any) -> None:
         def connect() -> str:
             environ = {"REQUEST_METHOD": "GET", "QUERY_STRING": "EIO=4&transport=polling", "PATH_INFO": "/socket.io/"}
@@ -463,6 +492,39 @@ class TestEnding:
             assert os.waitpid(pid, 0)[1] == 0
         """
         _run(code)
+
+    @pytest.mark.parametrize(
+        ("before", "after"),
+        [
+            ("server.stop()", "time.sleep(10)"),
+            ("server.close(); gevent.sleep(0.2)", "time.sleep(10)"),
+            ("", "time.sleep(10)"),
+        ],
+        ids=["stopped", "closed", "blocked"],
+    )
+    def test_sigterm_ends_a_process_whose_hub_does_not_run(self, before: str, after: str) -> None:
+        began = time.monotonic()
+        _run(_SERVED + f"{before}\nos.kill(os.getpid(), signal.SIGTERM)\n{after}", -signal.SIGTERM)
+        assert time.monotonic() - began < 8
+
+    def test_sigterm_does_not_cut_short_a_leave_that_has_begun(self) -> None:
+        code = """
+            class Slow:
+                is_over = False
+                def wait(self, seconds=None):
+                    gevent.sleep(0.5)
+                    print("left", flush=True)
+            manager.ending = Slow
+            startup.BEGIN_SECONDS = 0.2
+            os.kill(os.getpid(), signal.SIGTERM)
+            gevent.sleep(10)
+        """
+        assert _run(_SERVED + textwrap.dedent(code), -signal.SIGTERM) == "left\n"
+
+    @pytest.mark.parametrize("handle", ["signal.signal", "gevent.signal_handler"])
+    def test_handler_that_came_later_is_there_when_the_node_has_left(self, handle: str) -> None:
+        code = f"{handle}(signal.SIGTERM, lambda *_: os._exit(7))\nserver.stop()\n"
+        _run(_SERVED + code + "os.kill(os.getpid(), signal.SIGTERM)\ngevent.sleep(10)", 7)
 
 
 class TestAcrossNodes:
@@ -605,8 +667,20 @@ def test_waiting_for_peers_ends_at_its_timeout(clustered: GeventMeshManager) -> 
     assert clustered.peers == []
 
 
-def _run(code: str) -> str:
-    """Run code in a process of its own, which must end well, and return what it printed."""
+_SERVED = textwrap.dedent("""
+    import os, signal, time
+    import gevent, socketio
+    from gevent.pywsgi import WSGIServer
+    from gevent_mesh import GeventMeshManager, startup
+    manager = GeventMeshManager([])
+    sio = socketio.Server(async_mode="gevent", client_manager=manager)
+    server = WSGIServer(("127.0.0.1", 0), socketio.WSGIApp(sio), log=None)
+    server.start()
+""")
+
+
+def _run(code: str, exit_code: int = 0) -> str:
+    """Run code in a process of its own, which must end like that, and return what it printed."""
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(code)],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
@@ -615,7 +689,7 @@ def _run(code: str) -> str:
         timeout=60,
         check=False,
     )
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == exit_code, done.stderr
     return done.stdout
 
 

@@ -602,12 +602,11 @@ class Mesh:
         """What a heartbeat says of its sender; it may be of any type."""
         if peer.is_emitter:
             return
-        clients, namespaces, sent = facts.get("clients"), facts.get("namespaces"), facts.get("sent")
+        clients, namespaces = facts.get("clients"), facts.get("namespaces")
         peer.clients = clients if type(clients) is int else None
         if type(namespaces) is list:
             peer.namespaces = frozenset(namespace for namespace in namespaces if type(namespace) is str)
-        dropped = link.protocol.undecodable + link.protocol.spoofed
-        peer.hearing.heartbeat(sent if type(sent) is int else None, dropped)
+        peer.hearing.heartbeat()
         self._tell("of a heartbeat", self._owner.on_heartbeat, peer)
         if peer.hearing.judge(monotonic()):
             self._logger.error("deaf to %s: it is read, and no service acts on what it sends; it is relinked", peer.uid)
@@ -615,9 +614,10 @@ class Mesh:
 
     def link_message(self, peer: Peer, message: ClusterMessage) -> None:
         self.counters.messages_received += 1
+        peer.hearing.came()
         if message.type in _GOSSIP:
-            self._take_gossip(peer, message)
             peer.hearing.acted()
+            self._take_gossip(peer, message)
         else:
             self._owner.on_message(peer, message)
 

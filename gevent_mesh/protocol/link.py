@@ -378,6 +378,12 @@ class LinkProtocol:
         """When the last bytes came: any of them count as a sign of life."""
         return self._heard_at
 
+    def _check_sent(self, sent: object) -> None:
+        """A heartbeat comes behind the messages that were sent before it."""
+        received = self._up_session().received
+        if type(sent) is int and sent > received:
+            raise FrameError(f"a heartbeat says that {sent} messages were sent, and {received} have come")
+
     def _note_status(self, facts: dict[str, Any], now: float) -> None:
         sent_at, echo, held = facts.get("sent_at"), facts.get("echo"), facts.get("held")
         if type(sent_at) is int:
@@ -420,6 +426,7 @@ class LinkProtocol:
         match self.phase, found:
             case Phase.UP, Heartbeat(acknowledged, facts):
                 self._up_session().acknowledge(acknowledged)
+                self._check_sent(facts.get("sent"))
                 self._note_status(facts, now)
                 yield Status(facts)
             case Phase.UP, Gap():

@@ -101,9 +101,14 @@ class Peer:
     hearing: Hearing = field(default_factory=Hearing)
 
     @property
+    def has_been_linked(self) -> bool:
+        """Whether it has ever had a link. Until then it is a name that somebody has told."""
+        return self.linked_at > -math.inf
+
+    @property
     def has_proved_itself(self) -> bool:
         """Whether it has been linked as a node of ours. Then it never is a Node peer, whoever says so."""
-        return self.linked_at > -math.inf and not self.is_nodejs
+        return self.has_been_linked and not self.is_nodejs
 
     def answers(self, namespace: str) -> bool:
         """Whether it answers questions about a namespace. A Node peer is silent about those that it does not serve."""

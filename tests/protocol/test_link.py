@@ -850,6 +850,17 @@ def test_an_acknowledgement_of_what_was_never_sent_ends_the_link(data: bytes) ->
     assert "never sent" in str(b.error)
 
 
+def test_heartbeat_that_tells_of_messages_which_have_not_come_ends_the_link() -> None:
+    a, b = connected()
+    a.session.append(event(1))
+    exchange(a, b)
+    b.receive(wire(Heartbeat(0, {"sent": 1}), mask=True))
+    assert b.error is None
+    b.receive(wire(Heartbeat(0, {"sent": 2}), mask=True))
+    assert isinstance(b.error, FrameError)
+    assert "1 have come" in str(b.error)
+
+
 # ---------------------------------------------------------------------- resume
 
 
