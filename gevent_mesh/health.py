@@ -110,7 +110,7 @@ class HealthService(Service):
         silent_since = monotonic() - SILENT_TIMEOUTS * mesh.config.heartbeat_timeout
         deaf = [peer for peer in live if peer.hearing.deaf_since is not None]
         missing = [peer.uid for peer in live if peer.link is None or peer in deaf or peer.link.heard_at < silent_since]
-        doubts = [*self._doubts(live, missing), *(f"nothing that {peer.uid} sends gets through" for peer in deaf)]
+        doubts = [*self._doubts(mesh, live, missing), *(f"nothing that {peer.uid} sends gets through" for peer in deaf)]
         troubles = _troubles(mesh, live, deaf)
         return Health(
             is_ready=not doubts and not troubles,
@@ -125,7 +125,7 @@ class HealthService(Service):
             stuck=mesh.watch.left_behind,
         )
 
-    def _doubts(self, live: list[Peer], missing: list[str]) -> list[str]:
+    def _doubts(self, mesh: Mesh, live: list[Peer], missing: list[str]) -> list[str]:
         """Why clients should not be sent here."""
         if self._node.is_leaving:
             return ["it is leaving the mesh"]
@@ -137,13 +137,16 @@ class HealthService(Service):
         heard = len(live) - len(missing)
         # Half of the mesh, with this node itself.
         is_large = heard > 0 and 2 * (heard + 1) >= len(live) + 1
-        if self._has_formed and is_large and not any(_has_just_broken(peer) for peer in live):
+        settled = mesh.config.heartbeat_timeout
+        if self._has_formed and is_large and not any(_has_just_broken(peer, settled) for peer in live):
             return []
         return [f"it hears {heard} of {len(live)} other nodes"]
 
 
-def _has_just_broken(peer: Peer) -> bool:
-    return peer.present and peer.member.state is PeerState.SUSPECT
+def _has_just_broken(peer: Peer, settled_seconds: float) -> bool:
+    """Whether a link is gone that had settled: one that comes and goes all the time says nothing of this node."""
+    stood = peer.heard_at - peer.linked_at
+    return peer.present and peer.member.state is PeerState.SUSPECT and stood >= settled_seconds
 
 
 def _troubles(mesh: Mesh, live: list[Peer], deaf: list[Peer]) -> list[str]:

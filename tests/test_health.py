@@ -162,9 +162,18 @@ def test_link_that_has_just_broken_counts() -> None:
     fake = Fake().formed(9)
     fake.lose(OTHERS[0])
     assert fake.health.is_ready
-    fake.peer(OTHERS[0]).present = True
+    peer = fake.peer(OTHERS[0])
+    peer.present, peer.linked_at, peer.heard_at = True, 100.0, 110.0
     assert not fake.health.is_ready
     fake.link(OTHERS[0])
+    assert fake.health.is_ready
+
+
+def test_link_that_comes_and_goes_all_the_time_does_not() -> None:
+    fake = Fake().formed(9)
+    fake.lose(OTHERS[0])
+    peer = fake.peer(OTHERS[0])
+    peer.present, peer.linked_at, peer.heard_at = True, 100.0, 109.0
     assert fake.health.is_ready
 
 
