@@ -21,7 +21,7 @@ from gevent_mesh.errors import HandshakeError
 from gevent_mesh.net.dialer import dial
 from gevent_mesh.net.link import Link
 from gevent_mesh.protocol import messages
-from gevent_mesh.protocol.frames import Role
+from gevent_mesh.protocol.frames import Auth, Frame, Role, encode_frame
 from gevent_mesh.protocol.messages import ClusterMessage, MessageType
 from gevent_mesh.protocol.relay import MAX_EMITTERS, Receipt
 from tests.net.nodes import HandMade
@@ -384,6 +384,33 @@ class TestItsNode:
             link.transport.abort()
             eventually(lambda link=link: uplink_of(emitter).link not in (None, link))  # type: ignore[misc]  # bound now
             assert relay_of(emitter, nodes) is relay
+
+    def test_its_boot_key_is_shown_to_a_node_once_and_nobody_takes_that_nodes_place(
+        self,
+        nodes: list[PaperNode],
+        emitter: GeventMeshManager,
+        monkeypatch: pytest.MonkeyPatch,
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        shown: list[int] = []
+
+        def encode(frame: Frame) -> bytes:
+            if isinstance(frame, Auth):
+                shown.append(len(frame.boot))
+            return encode_frame(frame)
+
+        monkeypatch.setattr("gevent_mesh.emitter.uplink.HEALTHY_SECONDS", 0.0)
+        monkeypatch.setattr("gevent_mesh.protocol.link.encode_frame", encode)
+        assert emitter.wait_for_peers(1)
+        relay, link = relay_of(emitter, nodes), link_of(emitter)
+        link.transport.abort()
+        eventually(lambda: uplink_of(emitter).link not in (None, link))
+        assert relay_of(emitter, nodes) is relay
+        assert shown == [16, 32]
+        assert relay.manager._node.mesh is not None
+        relay.manager._node.mesh._secret = b"another process."
+        link_of(emitter).transport.abort()
+        eventually(lambda: f"no link to {relay.manager.uid}" in caplog.text and "another process" in caplog.text)
 
     def test_an_error_of_its_own_does_not_end_it(
         self, nodes: list[PaperNode], emitter: GeventMeshManager, monkeypatch: pytest.MonkeyPatch

@@ -11,6 +11,7 @@ Rules:
 
 from __future__ import annotations
 
+import hmac
 import logging
 import random
 import secrets
@@ -42,6 +43,8 @@ __all__ = ["Candidates", "Store", "Uplink"]
 HANDSHAKE_SECONDS = 5.0
 HEALTHY_SECONDS = 1.0
 """A node whose link did not last for as long as this is not tried again at once."""
+MAX_BOOT_KEYS = 1024
+"""Nodes whose boot keys are kept, those of the last ones that it met."""
 SAME_FAILURE_SECONDS = 60.0
 """A node that keeps failing in the same way is logged this often."""
 
@@ -156,6 +159,7 @@ class Uplink:
         self._told_failure: dict[str, tuple[str, float]] = {}
         self._greenlet: gevent.Greenlet | None = None
         self._secret = secrets.token_bytes(SECRET_BYTES)
+        self._boot_keys: dict[str, bytes] = {}
         self._discovery = [
             DiscoveryClient(
                 url,
@@ -264,6 +268,7 @@ class Uplink:
             target=uid,
             session=session.state(),
             secret=self._secret,
+            known_key=self._known_key,
             heartbeat_interval=self._config.heartbeat_interval,
             heartbeat_timeout=self._config.heartbeat_timeout,
         )
@@ -277,6 +282,18 @@ class Uplink:
             self._current = None
         if link.peer is None:
             self._failed(uid, address, str(link.error or "the connection was closed"))
+
+    def _known_key(self, uid: str) -> bytes:
+        return self._boot_keys.get(uid, b"")
+
+    def _check_boot_key(self, uid: str, boot_key: bytes) -> None:
+        """A uid belongs to the process that was linked under it first, as for nodes."""
+        known = self._known_key(uid)
+        if known and not hmac.compare_digest(known, boot_key):
+            raise HandshakeError(Refusal.TAKEN, "this uid belongs to another process")
+        self._boot_keys[uid] = boot_key
+        if len(self._boot_keys) > MAX_BOOT_KEYS:
+            del self._boot_keys[next(iter(self._boot_keys))]
 
     def _expire(self, link: Link) -> None:
         if link.peer is None:
@@ -301,6 +318,7 @@ class Uplink:
         session = self._session
         if identity.role is not Role.NODE or session is None:
             raise HandshakeError(Refusal.PROTOCOL, "it is no node")
+        self._check_boot_key(identity.uid, link.protocol.boot_key)
         now = monotonic()
         member = Member(identity.uid, identity.address, PeerState.ALIVE, now)
         peer = Peer(identity.uid, member, session, Backoff(random.Random(0)), linked_at=now)

@@ -15,6 +15,7 @@ from types import MappingProxyType
 
 import gevent
 from gevent import socket
+from gevent.lock import BoundedSemaphore
 from wsproto import ConnectionType, WSConnection
 from wsproto.events import AcceptConnection, Event, RejectConnection, Request
 from wsproto.utilities import LocalProtocolError, RemoteProtocolError
@@ -24,7 +25,7 @@ from ..protocol.address import Address, parse_address
 from ..tls import NO_TLS, Tls, explain
 from .transport import EXHAUSTED, Transport
 
-__all__ = ["dial"]
+__all__ = ["Turns", "dial"]
 
 _MAX_RESPONSE_BYTES = 8 * 1024
 _END_OF_HEAD = b"\r\n\r\n"
@@ -33,6 +34,32 @@ _MESH_VERSION = b"1"
 
 _NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 _NO_TURNS = nullcontext()
+
+
+class Turns:
+    """So many at a time, each for a short while.
+
+    Args:
+        count: how many at a time.
+        seconds: after this long the next one may begin, whether the one before is done or not: a peer that never
+            answers costs no CPU, and must not keep others waiting.
+    """
+
+    def __init__(self, count: int, seconds: float) -> None:
+        self._free = BoundedSemaphore(count)
+        self._seconds = seconds
+
+    @contextmanager
+    def turn(self) -> Iterator[None]:
+        """Wait for a turn, and hold it."""
+        self._free.acquire()
+        end = gevent.spawn_later(self._seconds, self._free.release)
+        try:
+            yield
+        finally:
+            if not end.ready():
+                end.kill(block=False)
+                self._free.release()
 
 
 def dial(
@@ -55,7 +82,7 @@ def dial(
             transport tells (`Transport.speaks_mesh`).
         tls: what ``wss://`` is dialled with.
         is_peer: another node lives there, not discovery: what `tls` says of nodes holds.
-        turns: held during a TLS handshake.
+        turns: entered for a TLS handshake.
 
     Raises:
         DialError: it did not work.

@@ -299,9 +299,15 @@ class Link:
         self._end_ack_timer()
         if self._heart is not None:
             self._heart.kill(block=False)
-        self._part()
-        self.protocol.close()
-        self.transport.close()
+        try:
+            self._part()
+        finally:
+            # Also when somebody kills the reader meanwhile.
+            self.protocol.close()
+            self.transport.close()
+            self._tell_ended()
+
+    def _tell_ended(self) -> None:
         try:
             self._owner.link_ended(self, self._reason)
         finally:

@@ -18,7 +18,6 @@ from typing import Any, Protocol
 
 import gevent
 from gevent.event import Event
-from gevent.lock import BoundedSemaphore
 from gevent.pool import Group
 
 from ..config import MeshConfig
@@ -26,14 +25,14 @@ from ..errors import DialError, ExhaustedError, HandshakeError, StartError
 from ..protocol.address import Address, is_loopback
 from ..protocol.discovery import SECRET_BYTES
 from ..protocol.frames import NONCE_BYTES, Refusal, Role, is_uid
-from ..protocol.gossip import Gossip, digest, lacking, nodes, nodes_wanted
+from ..protocol.gossip import ASK_SECONDS, Gossip, digest, lacking, nodes, nodes_wanted
 from ..protocol.handshake import Keys
 from ..protocol.link import AnyLinkProtocol, Identity, Left, LinkProtocol, Lost, Phase, Status
 from ..protocol.membership import Change, PeerState
 from ..protocol.messages import ClusterMessage, MessageType, encode
 from ..protocol.nodejs import HELLO_SECONDS, NodejsLinkProtocol, ReadPacket, Translator
 from ..protocol.peers import Peer, PeerTable
-from .dialer import dial
+from .dialer import Turns, dial
 from .discovery import DiscoveryClient
 from .link import STUCK_SECONDS, Link
 from .listener import Listener, StrangerTicket
@@ -48,6 +47,8 @@ SWEEP_SECONDS = 1.0
 FLUSH_SECONDS = 2.0
 TLS_AT_ONCE = 8
 """TLS handshakes of dials. They cost milliseconds of CPU: were a hundred begun at once, none might be done in time."""
+TLS_TURN_SECONDS = 0.5
+"""How long one that is not done counts. Longer lets peers that never answer keep others waiting."""
 STUCK_READER_SECONDS = STUCK_SECONDS
 """How long a former link's reader is waited for."""
 WHY_LOST = "the link was down for longer than the resume window, or more was sent meanwhile than the outbox holds"
@@ -158,7 +159,7 @@ class Mesh:
         self._kick = Event()
         self._changed = Event()
         self._dials = Group()
-        self._tls_turns = BoundedSemaphore(TLS_AT_ONCE)
+        self._tls_turns = Turns(TLS_AT_ONCE, TLS_TURN_SECONDS)
         self._scheduler: gevent.Greenlet | None = None
         self._listener: Listener | None = None
         self._discovery: list[DiscoveryClient] = []
@@ -387,6 +388,7 @@ class Mesh:
             nonce=secrets.token_bytes(NONCE_BYTES),
             now=monotonic(),
             secret=self._secret,
+            known_key=self.table.boot_key,
             heartbeat_interval=self.config.heartbeat_interval,
             heartbeat_timeout=self.config.heartbeat_timeout,
             **options,
@@ -436,7 +438,7 @@ class Mesh:
                 require_mesh=require_mesh,
                 tls=self.config.tls,
                 is_peer=True,
-                turns=self._tls_turns,
+                turns=self._tls_turns.turn(),
             )
         except DialError as exc:
             return exc
@@ -531,7 +533,8 @@ class Mesh:
                 raise HandshakeError(Refusal.BUSY, "the link has ended meanwhile")
             self._check_proven(link, identity.uid)
         peer, changes = self.table.link_up(link.protocol, identity, monotonic())
-        self._links[peer.uid] = link
+        # Both, before anything that may fail or wait: from here on the link must be taken down when it ends.
+        self._links[peer.uid], link.peer = link, peer
         self._digest = None
         # Before anything that may let others run, such as logging: what was kept for a newcomer comes first.
         self._report(changes)
@@ -576,6 +579,8 @@ class Mesh:
             self._logger.error("%r is stuck: its reader does not come back.\n%s", old, old.stacks())
             self.watch.keep(old)
             old.leave_behind("stuck")
+        # It has been, unless something went wrong: who asks again would be told so for ever, without a pause.
+        self._take_down(old)
 
     def link_event(self, link: Link, event: Status | Lost | Left) -> None:
         peer = link.peer
@@ -622,18 +627,25 @@ class Mesh:
     def link_ended(self, link: Link, reason: str) -> None:
         self.counters.spoofed += link.protocol.spoofed
         self.counters.undecodable += link.protocol.undecodable
+        peer = self._take_down(link)
+        if peer is not None:
+            # Last, for a handler of the application's may wait, or fail.
+            self._logger.info("link down: %s (%s)", peer.uid, reason)
+
+    def _take_down(self, link: Link) -> Peer | None:
+        """Forget a link that has ended; returns whose it was, if it still was."""
         peer = link.peer
         if peer is None or self._forgotten or self._links.get(peer.uid) is not link:
-            return
+            return None
         del self._links[peer.uid]
         self.counters.links_down += 1
-        self._logger.info("link down: %s (%s)", peer.uid, reason)
         changes = self.table.link_down(link.protocol, monotonic())
         self._digest = None
-        self._report(changes)
         self._changed.set()
         self.outboxes.relieved()
         self._kick.set()
+        self._report(changes)
+        return peer
 
     def status(self) -> dict[str, Any]:
         return {**self._owner.status(), "nodes": self._digest_of_links()}
@@ -655,10 +667,17 @@ class Mesh:
         if peer.is_emitter:
             self.counters.spoofed += 1
         elif message.type is MessageType.NODES_WANTED:
-            self._say(peer, MessageType.NODES, nodes(lacking(self.table.linked(), message.data["known"])))
+            self._answer(peer, message.data["known"])
         elif self._gossip.takes(peer.uid):
             self._report(self.table.told(peer.uid, message.data["nodes"], monotonic()))
             self._kick.set()
+
+    def _answer(self, peer: Peer, known: bytes) -> None:
+        now = monotonic()
+        # Nobody has reason to ask more often.
+        if now - peer.answered_at >= ASK_SECONDS:
+            peer.answered_at = now
+            self._say(peer, MessageType.NODES, nodes(lacking(self.table.linked(), known)))
 
     def _say(self, peer: Peer, kind: MessageType, data: dict[str, Any]) -> None:
         self.outboxes.send(peer.uid, encode(kind, self.uid, "/", data))

@@ -46,6 +46,9 @@ KEEP_SECONDS = 10.0
 """How long old nodes may take to become known behind a roster that is not complete: twice the longest pause between two
 tries of a client of discovery. Longer lets a node that is really new hear more of what was said before its time."""
 
+MAX_SERVED = 4096
+"""How many uids that were linked while messages are kept are remembered, those of the last links."""
+
 ROOM_SECONDS = 60.0
 """How long one message waits for room at the most, however much the peers keep moving."""
 
@@ -108,6 +111,7 @@ class Outboxes:
         self.awaits_roster = bool(config.discovery)
         self._kept: deque[bytes] | None = deque() if config.discovery else None
         self._kept_bytes = 0
+        self._served: deque[str] = deque(maxlen=MAX_SERVED)
         self._dropped = 0
         self._keeps_until = math.inf
 
@@ -241,7 +245,8 @@ class Outboxes:
         return found
 
     def flush(self, timeout: float) -> bool:
-        """Wait until all that was published is acknowledged, by peers that are there or on their way.
+        """Wait until all that was published is acknowledged, by peers that are there or on their way (see
+        `PeerTable.is_owed`).
 
         Returns:
             Whether it is.
@@ -255,7 +260,7 @@ class Outboxes:
         return True
 
     def _is_owed(self, peer: Peer) -> bool:
-        return peer.session.has_outbox and peer.member.state is not PeerState.DEAD
+        return peer.session.has_outbox and self._table.is_owed(peer)
 
     def _wait_for_relief(self, seconds: float) -> None:
         self._is_waited_for = True
@@ -294,8 +299,15 @@ class Outboxes:
                     # Gone, or back: patience begins anew. Whoever was too slow has to earn it.
                     self._patience.pop(change.uid, None)
             if change.before is None and peer is not None and peer.receives_events:
-                for message in self._kept or ():
-                    self._append(peer, message)
+                self._give_kept(peer)
+            if change.after is PeerState.ALIVE and self._kept is not None:
+                self._served.append(change.uid)
+
+    def _give_kept(self, peer: Peer) -> None:
+        # Who was linked, and was forgotten since, has had it.
+        if peer.uid not in self._served:
+            for message in self._kept or ():
+                self._append(peer, message)
 
     def roster_came(self, complete: bool, now: float) -> None:
         """A roster has been taken. When it was complete, whoever comes from now on is new to the mesh."""
@@ -313,3 +325,4 @@ class Outboxes:
         """Keep nothing for longer than it is needed."""
         if now >= self._keeps_until:
             self._kept = None
+            self._served.clear()

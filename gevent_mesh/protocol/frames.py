@@ -129,8 +129,7 @@ class SessionState:
 
 @dataclass(frozen=True, slots=True)
 class Hello:
-    """The dialer's first frame. `target` may be empty when only an address is known, `boot_key` always (what it is for
-    is said in `gevent_mesh.protocol.handshake`)."""
+    """The dialer's first frame. `target` may be empty when only an address is known."""
 
     version: int
     uid: str
@@ -141,12 +140,12 @@ class Hello:
     channel: str
     codec: str
     session: SessionState
-    boot_key: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
 class Challenge:
-    """The listener's answer to HELLO. It says nothing that a stranger may not know."""
+    """The listener's answer to HELLO. It says nothing that a stranger may not know. `boot` is the listener's boot proof
+    for a dialer whose boot key it does not have (see `gevent_mesh.protocol.handshake`), and empty else."""
 
     version: int
     uid: str
@@ -155,23 +154,26 @@ class Challenge:
     role: Role
     channel: str
     codec: str
+    boot: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
 class Auth:
-    """The dialer's proofs, one for each token that it holds."""
+    """The dialer's proofs, one for each token that it holds. `boot` is its boot key or, for a listener that has seen
+    it, a proof of it (see `gevent_mesh.protocol.handshake`); empty for a dialer that shows none."""
 
     proofs: tuple[bytes, ...]
+    boot: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
 class Welcome:
     """The listener's proof, and its side of the session: told only after the dialer has proved itself and the
-    reader of the pair's former link has been stopped, so that `received` is exact. `boot_key` as in HELLO."""
+    reader of the pair's former link has been stopped, so that `received` is exact. `boot` as in AUTH."""
 
     proof: bytes
     session: SessionState
-    boot_key: bytes = b""
+    boot: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,18 +236,18 @@ def encode_frame(frame: Frame) -> bytes:
             fields = [
                 frame.version, frame.uid, frame.address, frame.target, frame.nonce,
                 int(frame.role), frame.channel, frame.codec, _state_fields(frame.session),
-                *_boot_key_fields(frame.boot_key),
             ]  # fmt: skip
             return bytes((Kind.HELLO,)) + _pack(fields)
         case Challenge():
             fields = [
                 frame.version, frame.uid, frame.address, frame.nonce, int(frame.role), frame.channel, frame.codec,
+                *_boot_fields(frame.boot),
             ]  # fmt: skip
             return bytes((Kind.CHALLENGE,)) + _pack(fields)
-        case Auth(proofs):
-            return bytes((Kind.AUTH,)) + _pack([list(proofs)])
-        case Welcome(proof, session, boot_key):
-            return bytes((Kind.WELCOME,)) + _pack([proof, _state_fields(session), *_boot_key_fields(boot_key)])
+        case Auth(proofs, boot):
+            return bytes((Kind.AUTH,)) + _pack([list(proofs), *_boot_fields(boot)])
+        case Welcome(proof, session, boot):
+            return bytes((Kind.WELCOME,)) + _pack([proof, _state_fields(session), *_boot_fields(boot)])
         case Bye(code, reason):
             return bytes((Kind.BYE,)) + _pack([int(code), reason[:MAX_REASON_CHARS]])
 
@@ -275,8 +277,8 @@ def _state_fields(state: SessionState) -> list[object]:
     return [state.stream, state.their_stream, state.received]
 
 
-def _boot_key_fields(boot_key: bytes) -> list[object]:
-    return [boot_key] if boot_key else []
+def _boot_fields(boot: bytes) -> list[object]:
+    return [boot] if boot else []
 
 
 def _unpack_fields(data: bytes, count: int) -> list[Any]:
@@ -338,13 +340,16 @@ def _state(value: object) -> SessionState:
     return SessionState(_blob(stream, "stream", STREAM_BYTES), theirs, _number(received, "received"))
 
 
-def _boot_key(later: list[Any]) -> bytes:
-    """The boot key, which is the first of the fields that an older peer does not have."""
-    return _blob(later[0], "boot key", BOOT_KEY_BYTES) if later else b""
+def _boot(later: list[Any]) -> bytes:
+    """The boot key or a proof of it, which is the first of the fields that may be left out."""
+    if not later:
+        return b""
+    is_proof = type(later[0]) is bytes and len(later[0]) == PROOF_BYTES
+    return _blob(later[0], "boot key", PROOF_BYTES if is_proof else BOOT_KEY_BYTES)
 
 
 def _decode_hello(data: bytes) -> Hello:
-    version, uid, address, target, nonce, role, channel, codec, session, *later = _unpack_fields(data, 9)
+    version, uid, address, target, nonce, role, channel, codec, session = _unpack_fields(data, 9)[:9]
     return Hello(
         _number(version, "version"),
         _uid(uid, "uid"),
@@ -355,12 +360,11 @@ def _decode_hello(data: bytes) -> Hello:
         _text(channel, "channel", MAX_NAME_CHARS),
         _text(codec, "codec", MAX_NAME_CHARS),
         _state(session),
-        _boot_key(later),
     )
 
 
 def _decode_challenge(data: bytes) -> Challenge:
-    version, uid, address, nonce, role, channel, codec = _unpack_fields(data, 7)[:7]
+    version, uid, address, nonce, role, channel, codec, *later = _unpack_fields(data, 7)
     return Challenge(
         _number(version, "version"),
         _uid(uid, "uid"),
@@ -369,19 +373,20 @@ def _decode_challenge(data: bytes) -> Challenge:
         _role(role),
         _text(channel, "channel", MAX_NAME_CHARS),
         _text(codec, "codec", MAX_NAME_CHARS),
+        _blob(later[0], "boot proof", PROOF_BYTES) if later else b"",
     )
 
 
 def _decode_auth(data: bytes) -> Auth:
-    (proofs,) = _unpack_fields(data, 1)[:1]
+    proofs, *later = _unpack_fields(data, 1)
     if type(proofs) is not list or not 1 <= len(proofs) <= MAX_PROOFS:
         raise FrameError(f"AUTH must hold 1 to {MAX_PROOFS} proofs")
-    return Auth(tuple(_blob(proof, "proof", PROOF_BYTES) for proof in proofs))
+    return Auth(tuple(_blob(proof, "proof", PROOF_BYTES) for proof in proofs), _boot(later))
 
 
 def _decode_welcome(data: bytes) -> Welcome:
     proof, session, *later = _unpack_fields(data, 2)
-    return Welcome(_blob(proof, "proof", PROOF_BYTES), _state(session), _boot_key(later))
+    return Welcome(_blob(proof, "proof", PROOF_BYTES), _state(session), _boot(later))
 
 
 def _decode_batch(data: bytes) -> Batch:

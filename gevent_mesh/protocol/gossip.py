@@ -10,7 +10,7 @@ Rules:
 - Only who was asked is listened to, and is believed `MAX_NAMED` names. One peer is asked in `ASK_SECONDS`, and the same
   one twice in a row only after `SAME_PEER_SECONDS`: views that differ for good, as while a mesh forms or when two nodes
   cannot reach each other, cost next to nothing, and a peer that always has something new keeps nobody else from
-  being asked.
+  being asked. Whoever asks is answered once in `ASK_SECONDS`.
 """
 
 from __future__ import annotations

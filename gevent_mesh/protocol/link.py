@@ -14,8 +14,9 @@ session. Until then the other side may send two frames of 1 KiB and nothing else
 
 from __future__ import annotations
 
+import hmac
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Any, Protocol
@@ -38,7 +39,7 @@ from .frames import (
     decode_frame,
     encode_frame,
 )
-from .handshake import Keys, boot_key_for
+from .handshake import Keys, boot_key_for, boot_proof
 from .messages import ClusterMessage, parse
 from .session import Session
 from .unpacking import read_all
@@ -193,12 +194,13 @@ class LinkProtocol:
         target: dialer only: the uid that we want to reach; empty when only its address is known.
         session: dialer only: what we know of the session with `target`.
         secret: of this process; keeps others from taking its place (see `gevent_mesh.protocol.handshake`).
+        known_key: the boot key that a uid has shown before; empty when it has not.
         heartbeat_interval: seconds between two heartbeats.
         heartbeat_timeout: seconds of silence after which the peer counts as gone.
 
     Attributes:
         peer: who the other side is, once it has said so.
-        boot_key: shows that it is the process that had its uid before; empty for one that shows nothing.
+        boot_key: what the other side has shown, or proved to have; empty for one that has done neither.
         hello_at: when HELLO was sent, or received: how old its word on the session is.
         round_trip_seconds: the last measured round trip; None before the first.
         spoofed: messages dropped because they carried another uid than the link's.
@@ -215,6 +217,7 @@ class LinkProtocol:
         target: str | None = None,
         session: SessionState | None = None,
         secret: bytes = b"",
+        known_key: Callable[[str], bytes] = lambda _uid: b"",
         heartbeat_interval: float = 5.0,
         heartbeat_timeout: float = 10.0,
     ) -> None:
@@ -223,6 +226,7 @@ class LinkProtocol:
         self._nonce = nonce
         self._target = target or ""
         self._secret = secret
+        self._known_key = known_key
         self.is_dialer = session is not None
         self.peer: Identity | None = None
         self.boot_key = b""
@@ -236,6 +240,7 @@ class LinkProtocol:
         self._hello = b""
         self._challenge = b""
         self._proofs: tuple[bytes, ...] = ()
+        self._their_boot = b""
         self._their_state: SessionState | None = None
         self.hello_at = now
         self._asked_at = now
@@ -253,7 +258,7 @@ class LinkProtocol:
         if session is not None:
             hello = Hello(
                 frames.PROTOCOL_VERSION, us.uid, us.address, self._target, nonce,
-                us.role, us.channel, us.codec, session, boot_key_for(self._target, secret),
+                us.role, us.channel, us.codec, session,
             )  # fmt: skip
             self._hello = encode_frame(hello)
             self._queue(self._hello)
@@ -277,8 +282,8 @@ class LinkProtocol:
         gap = session.attach(self._their_state)
         self._session = session
         if not self.is_dialer:
-            boot_key = self._our_boot_key()
-            self._queue(encode_frame(Welcome(self._welcome_proof(ours, boot_key), ours, boot_key)))
+            boot = self._boot_for_dialer(ours)
+            self._queue(encode_frame(Welcome(self._welcome_proof(ours, boot), ours, boot)))
         if gap is not None:
             self._queue(encode_frame(gap))
         self._decoder.max_payload_bytes = frames.MAX_FRAME_BYTES
@@ -432,8 +437,8 @@ class LinkProtocol:
                 yield from self._take_bye(code, reason)
             case Phase.WAIT_HELLO, Hello():
                 yield from self._take_hello(found, payload, now)
-            case Phase.WAIT_AUTH, Auth(proofs):
-                yield from self._take_auth(proofs, now)
+            case Phase.WAIT_AUTH, Auth():
+                yield from self._take_auth(found, now)
             case Phase.HELLO_SENT, Challenge():
                 self._take_challenge(found, payload, now)
             case Phase.AUTH_SENT, Welcome():
@@ -463,26 +468,38 @@ class LinkProtocol:
         yield Claimed(hello.uid)
         if self.phase is not Phase.WAIT_HELLO:
             return
-        self._hello, self._their_state, self.boot_key = payload, hello.session, hello.boot_key
-        challenge = Challenge(frames.PROTOCOL_VERSION, us.uid, us.address, self._nonce, us.role, us.channel, us.codec)
+        self._hello, self._their_state = payload, hello.session
+        challenge = Challenge(
+            frames.PROTOCOL_VERSION, us.uid, us.address, self._nonce, us.role, us.channel, us.codec,
+            self._boot_for_unknown(hello.uid),
+        )  # fmt: skip
         self._challenge = encode_frame(challenge)
         self._queue(self._challenge)
         self._asked_at = now
         self.phase = Phase.WAIT_AUTH
 
-    def _take_auth(self, proofs: tuple[bytes, ...], now: float) -> Iterator[Event]:
-        if not self._keys.is_dialer(proofs, self._hello, self._challenge):
+    def _take_auth(self, auth: Auth, now: float) -> Iterator[Event]:
+        self.boot_key = self._boot_key_in(auth.boot)
+        self._challenge += auth.boot
+        if not self._keys.is_dialer(auth.proofs, self._hello, self._challenge):
             raise self._refusal(Refusal.UNAUTHORIZED, "the tokens differ")
-        self._proofs = proofs
+        self._proofs, self._their_boot = auth.proofs, auth.boot
         self.round_trip_seconds = now - self._asked_at
         yield from self._prove()
 
-    def _our_boot_key(self) -> bytes:
-        """The listener's: for a dialer that has shown its own. An older one would not know that it is in our proof."""
-        return boot_key_for(self.peer.uid, self._secret) if self.peer is not None and self.boot_key else b""
+    def _boot_for_unknown(self, uid: str) -> bytes:
+        """Our boot proof, if we do not have the dialer's boot key."""
+        key = b"" if self._known_key(uid) else boot_key_for(uid, self._secret)
+        return boot_proof(key, self._hello, self._nonce) if key else b""
 
-    def _welcome_proof(self, ours: SessionState, boot_key: bytes) -> bytes:
-        proof = self._keys.listener_proof(self._proofs, self._hello, self._challenge, _state_bytes(ours) + boot_key)
+    def _boot_for_dialer(self, ours: SessionState) -> bytes:
+        """As the dialer did: nothing, our boot key, or a proof of it."""
+        if not self._their_boot:
+            return b""
+        return self._our_boot(_state_bytes(ours), is_known=len(self._their_boot) == frames.PROOF_BYTES)
+
+    def _welcome_proof(self, ours: SessionState, boot: bytes) -> bytes:
+        proof = self._keys.listener_proof(self._proofs, self._hello, self._challenge, _state_bytes(ours) + boot)
         if proof is None:
             raise RuntimeError("the dialer was proved a moment ago")
         return proof
@@ -499,17 +516,38 @@ class LinkProtocol:
         self.peer = Identity(challenge.uid, challenge.address, challenge.role, challenge.channel, challenge.codec)
         self.round_trip_seconds = now - self._asked_at
         self._challenge = payload
-        self._queue(encode_frame(Auth(self._keys.dialer_proofs(self._hello, payload))))
+        boot = self._our_boot(is_known=self._is_known_to(challenge))
+        self._challenge += boot
+        self._queue(encode_frame(Auth(self._keys.dialer_proofs(self._hello, self._challenge), boot)))
         self.phase = Phase.AUTH_SENT
 
+    def _is_known_to(self, challenge: Challenge) -> bool:
+        """Whether the listener has our boot key, or may be somebody else who must not get it."""
+        known = self._known_key(challenge.uid)
+        is_itself = hmac.compare_digest(boot_proof(known, self._hello, challenge.nonce), challenge.boot)
+        return bool(known) and not is_itself
+
     def _take_welcome(self, welcome: Welcome) -> Iterator[Event]:
-        state = _state_bytes(welcome.session) + welcome.boot_key
-        if not self._keys.is_listener(welcome.proof, self._hello, self._challenge, state):
+        state = _state_bytes(welcome.session)
+        if not self._keys.is_listener(welcome.proof, self._hello, self._challenge, state + welcome.boot):
             raise self._refusal(Refusal.UNAUTHORIZED, "the other side does not know the token")
-        self._their_state, self.boot_key = welcome.session, welcome.boot_key
+        self._their_state, self.boot_key = welcome.session, self._boot_key_in(welcome.boot, state)
         yield from self._prove()
 
     # -- both
+
+    def _our_boot(self, state: bytes = b"", *, is_known: bool) -> bytes:
+        """What shows that we are the process that we were: never the key itself to who may be somebody else."""
+        key = b"" if self.peer is None else boot_key_for(self.peer.uid, self._secret)
+        return boot_proof(key, self._hello, self._challenge, state) if key and is_known else key
+
+    def _boot_key_in(self, boot: bytes, state: bytes = b"") -> bytes:
+        """The boot key that the other side has shown, or proved to have."""
+        if len(boot) != frames.PROOF_BYTES:
+            return boot
+        known = b"" if self.peer is None else self._known_key(self.peer.uid)
+        is_right = hmac.compare_digest(boot_proof(known, self._hello, self._challenge, state), boot)
+        return known if is_right else b""
 
     def _prove(self) -> Iterator[Event]:
         peer = self.peer

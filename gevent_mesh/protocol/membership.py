@@ -240,7 +240,8 @@ class Membership:
         return [change for old in gone for change in self._remove(old)]
 
     def link_up(self, uid: str, address: str, now: float) -> list[Change]:
-        """A link to this uid is up; it told its address."""
+        """A link to this uid is up; it told its address. Whoever said goodbye in its name before was not this one."""
+        self._gone.pop(uid, None)
         changes = self._superseded(uid, address)
         member = self._members.get(uid)
         if member is None:

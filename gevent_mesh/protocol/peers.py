@@ -13,10 +13,12 @@ Rules:
 - A uid belongs to the process that was linked under it first: only who shows the same boot key may have
   a link again.
 - A peer that is named but not linked yet has a session and an outbox: what is sent while the mesh forms is kept.
-- A peer is *present* from the moment it is named. It *lapses* when it leaves or is given up, when its link is down and
-  no roster names it any more (its process has died), or when its link is down and nothing has been heard of it for
-  `silence_seconds`. A link that blinks is no lapse; a new link makes a lapsed peer present again. Requests wait for
-  present peers, and only their clients count as online.
+- A peer is *present* from the moment a roster names it, or a link to it is up. Who is only told of by another peer may
+  have left a moment ago, which nobody would tell us: it has an outbox, and nobody waits for it.
+- A peer *lapses* when it leaves or is given up, when its link is down and no roster names it any more (its process has
+  died), or when its link is down and nothing has been heard of it for `silence_seconds`. A link that blinks is no
+  lapse; a new link makes a lapsed peer present again. Requests wait for present peers, and only their clients count as
+  online.
 - No method waits, so nothing can come between reading the table and writing it.
 """
 
@@ -71,6 +73,7 @@ class Peer:
         present: see the module's rules.
         heard_at: while its link is down: when something was heard last, a roster's first word included.
         sent_lost_reported: how many of the session's losses the log and the counters know of.
+        answered_at: when it was named nodes last, because it had asked.
         hearing: whether what it sends gets through to the services of this node.
     """
 
@@ -94,6 +97,7 @@ class Peer:
     present: bool = True
     heard_at: float = -math.inf
     sent_lost_reported: int = 0
+    answered_at: float = -math.inf
     hearing: Hearing = field(default_factory=Hearing)
 
     @property
@@ -152,6 +156,11 @@ class PeerTable:
         """The peer with this uid."""
         return self._peers.get(uid)
 
+    def boot_key(self, uid: str) -> bytes:
+        """What a peer with this uid has shown when it was linked first."""
+        peer = self._peers.get(uid)
+        return b"" if peer is None else peer.boot_key
+
     def alive(self) -> list[Peer]:
         """Peers whose link is up."""
         return [peer for peer in self._peers.values() if peer.link is not None]
@@ -162,7 +171,12 @@ class PeerTable:
         self, source: str, servers: Mapping[str, str], complete: bool, now: float, removed: Iterable[str] = ()
     ) -> list[Change]:
         """Take a discovery server's roster (see `Membership.roster`)."""
-        return self._apply(self.members.roster(source, servers, complete, now, removed))
+        told = [peer for peer in self._peers.values() if peer.member.told_by]
+        changes = self._apply(self.members.roster(source, servers, complete, now, removed))
+        for peer in told:
+            if not peer.member.told_by:
+                peer.present, peer.heard_at = True, now
+        return changes
 
     def told(self, teller: str, nodes: Mapping[str, str], now: float) -> list[Change]:
         """A peer named nodes that it is linked to (see `gevent_mesh.protocol.gossip`)."""
@@ -195,7 +209,8 @@ class PeerTable:
         stream = self.rng.getrandbits(8 * STREAM_BYTES).to_bytes(STREAM_BYTES, "big")
         session = Session(stream, limit_bytes=self.outbox_bytes)
         backoff = Backoff(self.rng, cap_seconds=REDIAL_SECONDS)
-        self._peers[member.uid] = Peer(member.uid, member, session, backoff, heard_at=member.since)
+        present = not member.told_by
+        self._peers[member.uid] = Peer(member.uid, member, session, backoff, present=present, heard_at=member.since)
 
     def _forget(self, uid: str) -> None:
         peer = self._peers.pop(uid, None)
@@ -218,15 +233,16 @@ class PeerTable:
         return [peer for peer in self._peers.values() if peer.present and namespace in peer.namespaces]
 
     def owed(self) -> list[Peer]:
-        """The peers that serve clients and may still get what is sent to them: present or not, they will be back unless
-        they are dead, forgotten, or not named any more with their link down."""
-        return [
-            peer
-            for peer in self._peers.values()
-            if peer.receives_events
-            and peer.member.state is not PeerState.DEAD
-            and (peer.link is not None or not self.members.is_delisted(peer.uid))
-        ]
+        """The peers that serve clients and may still get what is sent to them (see `is_owed`)."""
+        return [peer for peer in self._peers.values() if peer.receives_events and self.is_owed(peer)]
+
+    def is_owed(self, peer: Peer) -> bool:
+        """Whether it is worth waiting until a peer has what is sent to it: present or not, it will be back unless it is
+        dead, or not named any more with its link down. Whom no link ever stood to, and no roster names, may be gone."""
+        if peer.link is not None:
+            return True
+        member = peer.member
+        return member.state is not PeerState.DEAD and not member.told_by and not self.members.is_delisted(peer.uid)
 
     def live(self) -> list[Peer]:
         """The peers that serve clients and are linked, or named and not given up: those that should be heard."""

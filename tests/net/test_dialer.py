@@ -12,7 +12,7 @@ from gevent import socket
 from wsproto.utilities import generate_accept_token
 
 from gevent_mesh.errors import DialError
-from gevent_mesh.net.dialer import dial
+from gevent_mesh.net.dialer import Turns, dial
 
 Serve = Callable[[Callable[[socket.socket, bytes], None]], str]
 
@@ -197,3 +197,20 @@ def test_a_bad_address_is_a_dial_error(address: str) -> None:
 
 def test_an_unknown_name_is_a_dial_error() -> None:
     assert "no-such-host.invalid" in refused("ws://no-such-host.invalid:1", timeout_seconds=3)
+
+
+def test_a_turn_is_held_until_it_is_done_and_for_a_short_while_at_most() -> None:
+    turns, order = Turns(1, 0.2), []
+
+    def take(name: str, seconds: float) -> None:
+        with turns.turn():
+            order.append(name)
+            gevent.sleep(seconds)
+            order.append(f"{name} is done")
+
+    takers = [gevent.spawn(take, *what) for what in (("short", 0.05), ("long", 0.6), ("last", 0.05), ("late", 0.0))]
+    gevent.joinall(takers, timeout=5, raise_error=True)
+    assert order == ["short", "short is done", "long", "last", "last is done", "late", "late is done", "long is done"]
+    # None was given back twice.
+    with turns.turn():
+        assert turns._free.locked()

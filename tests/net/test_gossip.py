@@ -10,10 +10,11 @@ import pytest
 from gevent_mesh.errors import HandshakeError
 from gevent_mesh.net import outboxes
 from gevent_mesh.protocol import gossip
-from gevent_mesh.protocol.frames import Refusal, Role
+from gevent_mesh.protocol import link as link_module
+from gevent_mesh.protocol.frames import Auth, Frame, Refusal, Role, Welcome, encode_frame
 from gevent_mesh.protocol.link import Status
 from gevent_mesh.protocol.messages import ClusterMessage, MessageType, encode
-from tests.net.nodes import MIDDLE, NOBODY, HandMade, Join, Member, linked, pair
+from tests.net.nodes import MIDDLE, NOBODY, HandMade, Join, Member, linked, numbered, pair, uid_below
 from tests.support import eventually
 
 PEER = "00000000000000aa"
@@ -71,6 +72,31 @@ class TestNewcomers:
         linked(one, two)
         one.say()
         eventually(lambda: two.numbers_from(one) == [6])
+
+    def test_who_is_forgotten_and_named_again_gets_nothing_twice(self, join: Join) -> None:
+        one, two = join(uid=uid_below(MIDDLE)), join(uid=MIDDLE)
+        names_some(one, two)
+        one.say(5)
+        linked(one, two)
+        two.hears(one, 5)
+        link = one.link(two)
+        assert link is not None
+        link.cut("a test")
+        assert link.ended.wait(5)
+        one.mesh._report(one.mesh.table.forget(two.uid))
+        names_some(one, two)
+        linked(one, two)
+        one.say(1)
+        two.hears(one, 6)
+
+    def test_who_was_never_linked_gets_what_was_kept_when_it_is_named_again(self, join: Join) -> None:
+        one, two = join(uid=uid_below(MIDDLE)), join(uid=MIDDLE)
+        one.say(5)
+        names_some(one)
+        one.mesh._take_roster("young", {two.uid: NOBODY}, False)
+        one.mesh._report(one.mesh.table.forget(two.uid))
+        names_some(one, two)
+        two.hears(one, 5)
 
     def test_a_split_view_heals(self, join: Join) -> None:
         left, right, both = [join(), join()], [join(), join()], join()
@@ -134,6 +160,36 @@ class TestInsiders:
         eventually(lambda: len(node.mesh.peers) == 1, 10)
         insider.transport.abort()
 
+    def test_nobody_waits_for_who_is_only_told_of(self, join: Join) -> None:
+        node = join()
+        insider = Insider(node).handshake()
+        assert isinstance(insider, Insider)
+        insider.heartbeat(nodes=b"another.")
+        insider.waits_for(MessageType.NODES_WANTED)
+        insider.tell(MessageType.NODES, gossip.nodes({MIDDLE: NOBODY}))
+        eventually(lambda: node.mesh.table.get(MIDDLE))
+        node.mesh.outboxes.publish([node.peer(MIDDLE)], b"kept for it")
+        assert node.mesh.outboxes.flush(0.0)
+        assert node.lapsed == []
+        insider.transport.abort()
+
+    def test_who_asks_again_and_again_is_answered_once(self, join: Join) -> None:
+        node = join()
+        insider = Insider(node).handshake()
+        assert isinstance(insider, Insider)
+        for _ in range(10):
+            insider.tell(MessageType.NODES_WANTED, gossip.nodes_wanted([]))
+        insider.session.append(numbered(PEER, 1))
+        insider.flush()
+        eventually(lambda: node.numbers_from(PEER) == [1])
+        insider.waits_for(MessageType.NODES)
+        assert node.peer(PEER).session.next_sequence == 2
+        # Later it is again.
+        node.peer(PEER).answered_at -= gossip.ASK_SECONDS
+        insider.tell(MessageType.NODES_WANTED, gossip.nodes_wanted([]))
+        eventually(lambda: node.peer(PEER).session.next_sequence == 3)
+        insider.transport.abort()
+
     def test_an_emitter_takes_no_part(self, join: Join) -> None:
         node = join()
         insider = Insider(node, role=Role.EMITTER).handshake()
@@ -168,3 +224,24 @@ class TestInsiders:
         link.cut("a test")
         eventually(lambda: one.mesh.counters.takeovers_refused or two.mesh.counters.takeovers_refused)
         assert one.link(two) is None
+
+    def test_a_pair_that_is_linked_again_shows_no_boot_key(self, join: Join, monkeypatch: pytest.MonkeyPatch) -> None:
+        shown: list[int] = []
+
+        def encode(frame: Frame) -> bytes:
+            if isinstance(frame, (Auth, Welcome)):
+                shown.append(len(frame.boot))
+            return encode_frame(frame)
+
+        monkeypatch.setattr(link_module, "encode_frame", encode)
+        one, two = pair(join)
+        keys = one.peer(two).boot_key, two.peer(one).boot_key
+        link = one.link(two)
+        assert link is not None
+        link.cut("a test")
+        eventually(lambda: one.link(two) not in (None, link))
+        # Two raw keys, then nothing but proofs, which somebody else at a peer's address could do nothing with.
+        assert shown[:2] == [16, 16]
+        assert set(shown[2:]) == {32}
+        assert (one.peer(two).boot_key, two.peer(one).boot_key) == keys
+        assert all(len(key) == 16 for key in keys)

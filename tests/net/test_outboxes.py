@@ -281,6 +281,7 @@ class TestRoom:
         began = time.monotonic()
         one.mesh.outboxes.wait_for_room(60 * KIB)
         assert time.monotonic() - began < 1.0
+        assert one.mesh.outboxes.flush(0.0)
 
 
 class TestWhileTheMeshForms:

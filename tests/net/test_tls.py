@@ -25,6 +25,7 @@ from gevent.event import Event
 from gevent_mesh.errors import ConfigError, DialError
 from gevent_mesh.net.dialer import dial
 from gevent_mesh.net.listener import Listener, StrangerLimits, StrangerTicket
+from gevent_mesh.net.mesh import TLS_AT_ONCE
 from gevent_mesh.net.transport import Transport
 from gevent_mesh.tls import NO_TLS, Tls
 from gevent_mesh_discovery import DiscoveryServer
@@ -378,6 +379,28 @@ class TestNodes:
             assert link is not None
             link.transport.abort()
             two.hears(one, 200 * number)
+
+    def test_peers_that_accept_and_never_answer_keep_nobody_else_waiting(self, join: Join, tls: Tls) -> None:
+        silent, accepted = socket.socket(), []
+        silent.bind(("127.0.0.1", 0))
+        silent.listen(64)
+
+        def accept() -> None:
+            while True:
+                accepted.append(silent.accept())
+
+        accepting = gevent.spawn(accept)
+        one, two = join(uid=uid_below(MIDDLE), tls=tls), join(uid=MIDDLE, tls=tls)
+        address = f"wss://127.0.0.1:{silent.getsockname()[1]}"
+        others = {f"{0xF000000000000000 + number:016x}": address for number in range(2 * TLS_AT_ONCE)}
+        one.names(**others)
+        eventually(lambda: len(accepted) == len(others))
+        began = time.monotonic()
+        one.names(two, **others)
+        linked(one, two)
+        assert time.monotonic() - began < 3.0
+        accepting.kill()
+        silent.close()
 
     def test_a_name_that_the_certificate_does_not_have_is_refused_by_who_accepts(
         self, join: Join, authority: Authority, tls: Tls, tmp_path: Path, caplog: pytest.LogCaptureFixture

@@ -175,6 +175,55 @@ def test_greenlet_of_a_link_that_dies_is_told_and_replaced(
     assert [record for record in caplog.records if record.levelno >= logging.ERROR]
 
 
+class Disturbs(logging.Handler):
+    """An application's handler that waits, or fails, at the first line that has these words."""
+
+    def __init__(self, words: str, *, waits: bool) -> None:
+        super().__init__()
+        self.released, self.was_hit = Event(), False
+        self._words, self._waits = words, waits
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if self._words not in record.getMessage() or self.was_hit:
+            return
+        self.was_hit = True
+        if not self._waits:
+            raise RuntimeError("the handler is broken")
+        self.released.wait()
+
+
+@pytest.mark.parametrize("words", ["link up", "link down"])
+@pytest.mark.parametrize("waits", [True, False])
+def test_log_handler_that_waits_or_fails_costs_one_link_and_not_the_next(join: Join, words: str, waits: bool) -> None:
+    one, two = join(uid=uid_below(MIDDLE), **TIMES), join(uid=MIDDLE, **TIMES)
+    handler = Disturbs(words, waits=waits)
+    one.mesh._logger = logging.Logger("application", logging.INFO)
+    one.mesh._logger.addHandler(handler)
+    one.names(two)
+    if words == "link down":
+        linked(one, two)
+        link_of(one, two).cut("by the test")
+    eventually(lambda: handler.was_hit)
+    two.say(3)
+    one.hears(two, 3)
+    linked(one, two)
+    handler.released.set()
+
+
+def test_reader_that_is_killed_while_it_waits_for_the_last_words_ends_its_link_all_the_same(join: Join) -> None:
+    one, two = pair(join)
+    link = link_of(one, two)
+
+    def parts() -> None:
+        link.reader.kill(block=False)  # type: ignore[union-attr]  # it is up
+        gevent.sleep(5)
+
+    link._part = parts  # type: ignore[method-assign]
+    link.cut("by the test")
+    assert link.ended.wait(2)
+    eventually(lambda: one.link(two) not in (None, link))
+
+
 def test_one_failure_ends_neither_the_scheduler_nor_a_dial_for_good(
     join: Join, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

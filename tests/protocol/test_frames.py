@@ -50,7 +50,15 @@ EXAMPLES: list[tuple[Frame, str]] = [
         CHALLENGE,
         "119701b066656463626139383736353433323130a877733a2f2f623a32c420" + "6d" * 32 + "01a8736f636b6574696fa46a736f6e",
     ),
+    (
+        replace(CHALLENGE, boot=b"p" * 32),
+        "119801b066656463626139383736353433323130a877733a2f2f623a32c420"
+        + "6d" * 32
+        + "01a8736f636b6574696fa46a736f6ec420"
+        + "70" * 32,
+    ),
     (Auth((b"p" * 32, b"q" * 32)), "129192c420" + "70" * 32 + "c420" + "71" * 32),
+    (Auth((b"p" * 32,), BOOT_KEY), "129291c420" + "70" * 32 + "c410" + "63" * 16),
     (
         Welcome(b"p" * 32, SessionState(b"stream-1", b"", 0)),
         "1392c420" + "70" * 32 + "93c40873747265616d2d31c40000",
@@ -103,15 +111,19 @@ def test_numbers_are_append_only() -> None:
     assert (frames.NONCE_BYTES, frames.PROOF_BYTES, frames.STREAM_BYTES) == (32, 32, 8)
 
 
-def test_the_largest_hello_is_small_enough_for_strangers() -> None:
+def test_the_largest_hello_and_challenge_are_small_enough_for_strangers() -> None:
     # Four bytes a character; an address and a codec's name are ASCII.
     hello = Hello(
         1, "f" * 16, "a" * frames.MAX_ADDRESS_CHARS, "f" * 16, bytes(32), Role.EMITTER,
         "\U0001f600" * frames.MAX_NAME_CHARS, "c" * frames.MAX_NAME_CHARS, SessionState(bytes(8), bytes(8), 2**64 - 1),
-        BOOT_KEY,
     )  # fmt: skip
     assert len(encode_frame(hello)) <= frames.MAX_STRANGER_FRAME_BYTES
     assert decode_frame(encode_frame(hello)) == hello
+    challenge = Challenge(
+        1, "f" * 16, "a" * frames.MAX_ADDRESS_CHARS, bytes(32), Role.EMITTER,
+        "\U0001f600" * frames.MAX_NAME_CHARS, "c" * frames.MAX_NAME_CHARS, bytes(32),
+    )  # fmt: skip
+    assert len(encode_frame(challenge)) <= frames.MAX_STRANGER_FRAME_BYTES
 
 
 def test_the_largest_message_fits_into_a_frame() -> None:
@@ -130,7 +142,7 @@ states = st.builds(
     SessionState, st.binary(min_size=8, max_size=8), st.just(b"") | st.binary(min_size=8, max_size=8), u64
 )
 nonces = st.binary(min_size=32, max_size=32)
-boot_keys = st.just(b"") | st.binary(min_size=16, max_size=16)
+boots = st.just(b"") | st.binary(min_size=16, max_size=16) | st.binary(min_size=32, max_size=32)
 fact = st.none() | st.booleans() | st.integers(0, 2**63) | names
 facts = st.dictionaries(st.text(chars, max_size=8), fact, max_size=4)
 every_frame: st.SearchStrategy[Frame] = st.one_of(
@@ -145,11 +157,12 @@ every_frame: st.SearchStrategy[Frame] = st.one_of(
         names,
         names,
         states,
-        boot_keys,
     ),
-    st.builds(Challenge, u64, uids, st.text(printable, max_size=256), nonces, roles, names, names),
-    st.builds(Auth, st.lists(nonces, min_size=1, max_size=4).map(tuple)),
-    st.builds(Welcome, nonces, states, boot_keys),
+    st.builds(
+        Challenge, u64, uids, st.text(printable, max_size=256), nonces, roles, names, names, st.just(b"") | nonces
+    ),
+    st.builds(Auth, st.lists(nonces, min_size=1, max_size=4).map(tuple), boots),
+    st.builds(Welcome, nonces, states, boots),
     st.builds(Batch, u64, u64, st.binary(max_size=64)),
     st.builds(Heartbeat, u64, facts),
     st.builds(Gap, u64, u64),
@@ -184,14 +197,14 @@ def _wire(kind: Kind, fields: object) -> bytes:
 
 
 ARRAYS: dict[Kind, list[Any]] = {
-    Kind.HELLO: _fields(replace(HELLO, boot_key=BOOT_KEY)),
-    Kind.CHALLENGE: _fields(CHALLENGE),
-    Kind.AUTH: _fields(Auth((b"p" * 32,))),
+    Kind.HELLO: _fields(HELLO),
+    Kind.CHALLENGE: _fields(replace(CHALLENGE, boot=b"p" * 32)),
+    Kind.AUTH: _fields(Auth((b"p" * 32,), b"p" * 32)),
     Kind.WELCOME: _fields(Welcome(b"p" * 32, STATE, BOOT_KEY)),
     Kind.BYE: _fields(Bye(0, "why")),
 }
-ADDED_LATER = {Kind.HELLO: 1, Kind.WELCOME: 1}
-"""Fields at the end that an older node does not send."""
+MAY_BE_LEFT_OUT = {Kind.CHALLENGE: 1, Kind.AUTH: 1, Kind.WELCOME: 1}
+"""Fields at the end that not every node sends."""
 
 BAD_NUMBER = [-1, 1.0, True, None, "1", b"1", [1]]
 BAD_UID = ["", "0123456789abcde", "0123456789abcdef0", "0123456789ABCDEF", "0123456789abcdeg", b"0123456789abcdef", 1]
@@ -199,7 +212,7 @@ BAD_TARGET = [uid for uid in BAD_UID if uid != ""] + [None, b""]
 BAD_ADDRESS = ["x" * 257, b"ws://a:1", None, 1, ["ws://a:1"]]
 BAD_NAME = ["x" * 129, b"json", None, 1]
 BAD_BLOB = [b"", b"x" * 31, b"x" * 33, "x" * 32, None, 1, [1] * 32]
-BAD_BOOT_KEY = [b"", b"x" * 15, b"x" * 17, "x" * 16, None, 1]
+BAD_BOOT = [b"", b"x" * 15, b"x" * 17, b"x" * 31, b"x" * 33, "x" * 16, "x" * 32, None, 1]
 BAD_ROLE = [*BAD_NUMBER, 2, 255]
 BAD_STATE: list[Any] = [
     None, 1, {}, [], [b"stream-1"], [b"stream-1", b""],
@@ -211,11 +224,11 @@ BAD_PROOFS: list[Any] = [None, b"p" * 32, [], [b"p" * 32] * 5, *([blob] for blob
 
 BAD_FIELDS: dict[Kind, list[list[Any]]] = {
     Kind.HELLO: [
-        BAD_NUMBER, BAD_UID, BAD_ADDRESS, BAD_TARGET, BAD_BLOB, BAD_ROLE, BAD_NAME, BAD_NAME, BAD_STATE, BAD_BOOT_KEY,
+        BAD_NUMBER, BAD_UID, BAD_ADDRESS, BAD_TARGET, BAD_BLOB, BAD_ROLE, BAD_NAME, BAD_NAME, BAD_STATE,
     ],
-    Kind.CHALLENGE: [BAD_NUMBER, BAD_UID, BAD_ADDRESS, BAD_BLOB, BAD_ROLE, BAD_NAME, BAD_NAME],
-    Kind.AUTH: [BAD_PROOFS],
-    Kind.WELCOME: [BAD_BLOB, BAD_STATE, BAD_BOOT_KEY],
+    Kind.CHALLENGE: [BAD_NUMBER, BAD_UID, BAD_ADDRESS, BAD_BLOB, BAD_ROLE, BAD_NAME, BAD_NAME, BAD_BLOB],
+    Kind.AUTH: [BAD_PROOFS, BAD_BOOT],
+    Kind.WELCOME: [BAD_BLOB, BAD_STATE, BAD_BOOT],
     Kind.BYE: [BAD_NUMBER, ["x" * 801, b"why", None, 1]],
 }  # fmt: skip
 
@@ -241,7 +254,7 @@ def test_every_wrong_field_is_refused(kind: Kind) -> None:
 @pytest.mark.parametrize("kind", ARRAYS)
 def test_every_missing_field_is_refused(kind: Kind) -> None:
     valid = ARRAYS[kind]
-    for size in range(len(valid) - ADDED_LATER.get(kind, 0)):
+    for size in range(len(valid) - MAY_BE_LEFT_OUT.get(kind, 0)):
         with pytest.raises(FrameError, match="expected an array"):
             decode_frame(_wire(kind, valid[:size]))
 
@@ -259,11 +272,11 @@ def test_fields_of_a_newer_node_are_ignored(kind: Kind) -> None:
     assert decode_frame(_wire(kind, [*valid, {"new": 1}, "more"])) == decode_frame(_wire(kind, valid))
 
 
-@pytest.mark.parametrize("kind", ADDED_LATER)
-def test_fields_that_an_older_node_does_not_send_are_empty(kind: Kind) -> None:
-    decoded = decode_frame(_wire(kind, ARRAYS[kind][: -ADDED_LATER[kind]]))
-    assert isinstance(decoded, (Hello, Welcome))
-    assert decoded.boot_key == b""
+@pytest.mark.parametrize("kind", MAY_BE_LEFT_OUT)
+def test_fields_that_are_left_out_are_empty(kind: Kind) -> None:
+    decoded = decode_frame(_wire(kind, ARRAYS[kind][: -MAY_BE_LEFT_OUT[kind]]))
+    assert isinstance(decoded, (Challenge, Auth, Welcome))
+    assert decoded.boot == b""
 
 
 def test_there_is_a_limit_to_what_a_newer_node_may_add() -> None:

@@ -424,7 +424,7 @@ def test_each_side_shows_its_boot_key_to_the_other_one_only() -> None:
         )
         b.protocol._secret = b"of the listener"
         connected(a, b)
-        # An older dialer shows none, and could not check a proof that has one in it.
+        # Who shows none is shown none.
         assert a.protocol.boot_key == (boot_key_for(LOW, b"of the listener") if secret else b"")
         return b.protocol
 
@@ -443,9 +443,66 @@ def test_the_listeners_boot_key_cannot_be_changed_under_way() -> None:
     b.receive(a.protocol.outgoing())
     (welcome,) = frames_in(b.protocol.outgoing(), masked=False)
     assert isinstance(welcome, Welcome)
-    a.receive(wire(replace(welcome, boot_key=b"k" * 16), mask=False))
+    a.receive(wire(replace(welcome, boot=b"k" * 16), mask=False))
     assert isinstance(a.error, HandshakeError)
     assert a.error.code == Refusal.UNAUTHORIZED
+
+
+def test_the_dialers_boot_key_cannot_be_changed_under_way() -> None:
+    a, b = dialer(), listener()
+    b.receive(a.protocol.outgoing())
+    a.receive(b.protocol.outgoing())
+    (auth,) = frames_in(a.protocol.outgoing(), masked=True)
+    assert isinstance(auth, Auth)
+    b.receive(wire(replace(auth, boot=b"k" * 16), mask=True))
+    assert isinstance(b.error, HandshakeError)
+    assert b.error.code == Refusal.UNAUTHORIZED
+
+
+class TestBootProofs:
+    """What two sides that have or have not been linked before show to each other."""
+
+    DIALERS, LISTENERS = boot_key_for(HIGH, b"of the dialer"), boot_key_for(LOW, b"of the listener")
+
+    def shown(self, to_dialer: bytes, to_listener: bytes) -> tuple[bytes, bytes, LinkProtocol, LinkProtocol]:
+        """Link; each side has been shown this key before. Returns what AUTH and WELCOME carried."""
+        a, b = dialer(), listener()
+        a.protocol._secret, b.protocol._secret = b"of the dialer", b"of the listener"
+        a.protocol._known_key, b.protocol._known_key = lambda _uid: to_dialer, lambda _uid: to_listener
+        b.receive(a.protocol.outgoing())
+        a.receive(b.protocol.outgoing())
+        sent = a.protocol.outgoing()
+        (auth,) = frames_in(sent, masked=True)
+        b.receive(sent)
+        sent = b.protocol.outgoing()
+        (welcome,) = frames_in(sent, masked=False)
+        a.receive(sent)
+        assert isinstance(auth, Auth)
+        assert isinstance(welcome, Welcome)
+        return auth.boot, welcome.boot, a.protocol, b.protocol
+
+    def test_the_keys_themselves_travel_at_the_first_link_only(self) -> None:
+        theirs, ours, a, b = self.shown(b"", b"")
+        assert (theirs, ours) == (self.DIALERS, self.LISTENERS)
+        assert (b.boot_key, a.boot_key) == (theirs, ours)
+        first, second, a, b = self.shown(ours, theirs)
+        assert len(first) == len(second) == 32
+        assert (b.boot_key, a.boot_key) == (theirs, ours)
+
+    @pytest.mark.parametrize("is_dialer", [True, False])
+    def test_who_does_not_have_the_key_of_the_other_side_is_shown_it_again(self, is_dialer: bool) -> None:
+        theirs, ours, a, b = self.shown(self.LISTENERS if is_dialer else b"", b"" if is_dialer else self.DIALERS)
+        assert (theirs, ours) == (self.DIALERS, self.LISTENERS)
+        assert (b.boot_key, a.boot_key) == (theirs, ours)
+
+    def test_nobody_else_gets_the_key_by_saying_that_it_does_not_have_it(self) -> None:
+        boot, _, a, b = self.shown(b"k" * 16, b"")
+        assert len(boot) == 32
+        assert a.boot_key == b.boot_key == b""
+
+    def test_a_proof_under_another_key_shows_nothing(self) -> None:
+        _, _, a, b = self.shown(b"k" * 16, b"x" * 16)
+        assert a.boot_key == b.boot_key == b""
 
 
 def test_an_address_with_a_new_owner_is_the_wrong_peer() -> None:

@@ -184,6 +184,17 @@ def test_a_living_peer_knows_its_address_better_than_a_roster() -> None:
     assert members[OTHER].address == "ws://told:1"
 
 
+def test_a_goodbye_in_the_name_of_another_node_counts_until_that_node_has_a_link() -> None:
+    members = table()
+    members.link_up(OTHER, ADDRESS, 0.0)
+    members.left(OTHER)
+    assert members.roster("d", {OTHER: ADDRESS}, True, 1.0) == []
+    assert members.link_up(OTHER, ADDRESS, 2.0) == [Change(OTHER, None, ALIVE)]
+    members.link_down(OTHER, 3.0)
+    members.forget(OTHER)
+    assert members.roster("d", {OTHER: ADDRESS}, True, 4.0) == [Change(OTHER, None, JOINING)]
+
+
 def test_the_callers_roster_is_not_kept_by_reference() -> None:
     servers = {OTHER: ADDRESS}
     members = table()

@@ -736,6 +736,33 @@ def test_an_emitter_is_named_by_no_roster_and_does_not_lapse_at_once() -> None:
     assert lapsed(table, 11.0) == [OTHER]
 
 
+def test_who_is_only_told_of_is_kept_for_and_waited_for_by_nobody_until_a_roster_or_a_link_shows_it() -> None:
+    for is_linked in (True, False):
+        table = PeerTable(LOW, random.Random(1), silence_seconds=10.0)
+        table.told("a teller", {OTHER: ADDRESS}, 1.0)
+        peer = table.get(OTHER)
+        assert peer is not None
+        peer.session.append(b"kept for it")
+        assert table.reachable() == table.owed() == table.unreachable() == []
+        assert not table.is_owed(peer)
+        assert table.next_lapse() is None
+        if is_linked:
+            bring_up(table, OTHER, 20.0)
+        else:
+            table.roster("d", {OTHER: ADDRESS}, True, 20.0)
+            assert table.next_lapse() == 30.0
+        assert table.reachable() == table.owed() == [peer]
+        assert peer.session.has_outbox
+
+
+def test_who_was_only_told_of_does_not_lapse_when_it_is_forgotten() -> None:
+    table = PeerTable(LOW, random.Random(1), resume_window=5.0)
+    table.told("a teller", {OTHER: ADDRESS}, 1.0)
+    table.tick(6.0)
+    assert table.get(OTHER) is None
+    assert lapsed(table, 6.0) == []
+
+
 # ---------------------------------------------------------------------- who is owed what is sent
 
 
