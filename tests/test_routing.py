@@ -8,7 +8,9 @@ from collections.abc import Callable, Hashable, Iterator, Sequence
 import gevent
 import pytest
 
+from gevent_mesh.node import Node
 from gevent_mesh.protocol.membership import Backoff, Member, PeerState
+from gevent_mesh.protocol.messages import ClusterMessage
 from gevent_mesh.protocol.peers import Peer, PeerTable
 from gevent_mesh.protocol.session import Session
 from gevent_mesh.routing import event_receivers, of_node, owner_of, owners, receivers
@@ -79,15 +81,25 @@ def nodes() -> Iterator[list[PaperNode]]:
 
 
 def told(nodes: Sequence[PaperNode], do: Callable[[], object]) -> list[int]:
-    """How many messages each other node gets of something that the first one does."""
+    """How many messages each other node gets of something that the first one does; gossip is none of it."""
+    one, *others = nodes
+    got: dict[str, int] = {}
 
-    def counts() -> list[int]:
-        return [node.manager.mesh.counters.messages_received if node.manager.mesh else 0 for node in nodes[1:]]
+    def counting(node: Node) -> Callable[[Peer, ClusterMessage], None]:
+        on_message = node.on_message
 
-    before = counts()
-    do()
-    assert nodes[0].manager.flush(5)
-    return [now - then for now, then in zip(counts(), before, strict=True)]
+        def count(peer: Peer, message: ClusterMessage) -> None:
+            got[node.uid] = got.get(node.uid, 0) + (peer.uid == one.manager.uid)
+            on_message(peer, message)
+
+        return count
+
+    with pytest.MonkeyPatch.context() as patch:
+        for other in others:
+            patch.setattr(other.manager._node, "on_message", counting(other.manager._node))
+        do()
+        assert one.manager.flush(5)
+    return [got.get(other.manager.uid, 0) for other in others]
 
 
 def test_what_is_for_a_sid_is_one_message_to_its_node(nodes: list[PaperNode]) -> None:
