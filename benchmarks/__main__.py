@@ -15,7 +15,7 @@ from .children import ROOT, BenchmarkError
 from .contenders import check_installed
 from .measures import MEASURES
 from .measuring import Measure, Results, take_samples
-from .report import as_json, print_table, write
+from .report import as_json, measure_as_json, print_tables, write
 
 __all__ = ["main"]
 
@@ -44,7 +44,7 @@ def main(rounds: int, quick: bool, measures: Sequence[str], contenders: Sequence
         for measure in chosen:
             if taking_part := _taking_part(measure, contenders):
                 results.append(take_samples(measure, taking_part, 1 if quick else rounds, quick=quick, told=told))
-                print_table(results[-1])
+                print_tables(measure_as_json(results[-1]))
                 # After each: a run that is interrupted keeps what it has.
                 write(path, as_json(results))
     except BenchmarkError as error:

@@ -54,6 +54,7 @@ class Crew:
 
     def __init__(self, url: str, nodes: int) -> None:
         self._discovery_port = urlsplit(url).port
+        self._gossip_bytes = 0
         self._managers = [GeventMeshManager(url, ws_port=0) for _ in range(nodes)]
         for manager in self._managers:
             socketio.Server(async_mode="gevent", client_manager=manager)
@@ -63,10 +64,21 @@ class Crew:
         began = time.monotonic()
         for manager in self._managers:
             manager.start()
+            self._count_bytes(manager.mesh)
         waiting = [gevent.spawn(manager.wait_for_peers, peers, WHOLE_SECONDS) for manager in self._managers]
         if not all(greenlet.get() for greenlet in waiting):
             raise SystemExit(f"not whole after {WHOLE_SECONDS:.0f} s")
         return {"began": began, "whole": time.monotonic(), **self._used()}
+
+    def _count_bytes(self, mesh: Any) -> None:
+        """Count what is said to single peers, which is all of it while there are neither clients nor events."""
+        send = mesh.outboxes.send
+
+        def counted(uid: str, message: bytes) -> bool:
+            self._gossip_bytes += len(message)
+            return bool(send(uid, message))
+
+        mesh.outboxes.send = counted
 
     def idle(self, seconds: float) -> dict[str, float]:
         """What a time without events costs."""
@@ -88,6 +100,7 @@ class Crew:
             "cpu_seconds": cpu_seconds,
             "roster_bytes": roster,
             "link_bytes": links,
+            "gossip_bytes": self._gossip_bytes,
             "messages": sum(each.messages_sent for each in counters),
         }
 

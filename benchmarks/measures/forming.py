@@ -51,11 +51,12 @@ def _sample(contender: str, nodes: int, quick: bool) -> Sample:
         "whole_seconds": max(each["whole"] for each in joined) - min(each["began"] for each in joined),
         "roster_mb": _total(joined, "roster_bytes") / 1e6,
         "link_mb": _total(joined, "link_bytes") / 1e6,
-        "messages": _total(joined, "messages"),
+        "gossip_mb": _total(joined, "gossip_bytes") / 1e6,
+        "gossip_messages": _total(joined, "messages"),
         "discovery_cpu_seconds": service_seconds,
         "idle_cpu_percent": _total(idled, "cpu_seconds") * 100 / idle / nodes,
         "idle_bytes_per_second": _total(idled, "link_bytes") / idle / nodes,
-        "idle_messages_per_second": _total(idled, "messages") / idle / nodes,
+        "idle_gossip_per_second": _total(idled, "gossip_bytes") / idle / nodes,
     }
 
 
@@ -79,11 +80,12 @@ MEASURE = Measure(
         "whole_seconds": Kind("seconds until each pair is linked", 2),
         "roster_mb": Kind("roster traffic of all nodes until then, MB", 3),
         "link_mb": Kind("bytes on links until then (handshakes, heartbeats, gossip), MB", 3),
-        "messages": Kind("messages between nodes until then (gossip)", 0),
+        "gossip_mb": Kind("gossip in that, MB", 3),
+        "gossip_messages": Kind("messages of gossip", 0),
         "discovery_cpu_seconds": Kind("CPU seconds of discovery until then", 2),
         "idle_cpu_percent": Kind("idle: CPU of each node, % of a core", 3),
         "idle_bytes_per_second": Kind("idle: bytes/s that each node sends", 0),
-        "idle_messages_per_second": Kind("idle: messages/s that each node sends (gossip)", 3),
+        "idle_gossip_per_second": Kind("idle: bytes/s of gossip in that", 0),
     },
     sample=_sample,
 )

@@ -67,7 +67,7 @@ def _spell(servers: Servers, seconds: float, to: Callable[[str], str]) -> Spell:
     before = _facts(servers)
     time.sleep(seconds)
     idle = _facts(servers)
-    emitted = servers.ask(0, "pace", rate=PACE, seconds=seconds, to=to(sid))["emitted"]
+    emitted: int = servers.ask(0, "pace", rate=PACE, seconds=seconds, to=to(sid))["emitted"]
     tally = servers.tally(client)
     if not tally.received:
         raise BenchmarkError("no event has reached the client")
@@ -75,7 +75,8 @@ def _spell(servers: Servers, seconds: float, to: Callable[[str], str]) -> Spell:
 
     def each(node: int, fact: str) -> float:
         # One more than was emitted: the end is an event as well.
-        return (after[node][fact] - idle[node][fact] - (idle[node][fact] - before[node][fact])) / (emitted + 1)
+        during, without = after[node][fact] - idle[node][fact], idle[node][fact] - before[node][fact]
+        return (during - without) / (emitted + 1)
 
     others = range(2, len(servers.nodes))
     return Spell(
