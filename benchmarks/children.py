@@ -155,8 +155,8 @@ def _signals_held() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-    for number in come:
-        signal.raise_signal(number)
+    for came in come:
+        signal.raise_signal(came)
 
 
 @contextlib.contextmanager

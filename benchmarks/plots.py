@@ -230,8 +230,8 @@ def _conditions(measured: Mapping[str, Any], results: Sequence[Mapping[str, Any]
     rounds = max(len(next(iter(result["figures"].values()))["rounds"]) for result in results)
     spread = f"median of {rounds} alternating rounds, lines from lowest to highest" if rounds > 1 else "one round"
     return (
-        f"{spread}; bars with a gap are cut; {machine['cores']} cores, {machine['processor']}, Python {machine['python']}; "
-        f"{measured['measured_at'][:10]}"
+        f"{spread}; bars with a gap are cut; {machine['cores']} cores, {machine['processor']}, "
+        f"Python {machine['python']}; {measured['measured_at'][:10]}"
     )
 
 

@@ -39,7 +39,7 @@ def as_json(results: Sequence[Results]) -> dict[str, Any]:
         "machine": {
             "cores": os.cpu_count(),
             "processor": _processor(),
-            "system": f"{platform.system()} {platform.release()}",
+            "system": f"{platform.system()} {platform.release().split('-')[0]}",
             "python": platform.python_version(),
             "redis_server": redis_server_version(),
             "packages": {name: found for name in PACKAGES if (found := _version(name))},
