@@ -17,7 +17,7 @@ from __future__ import annotations
 import base64
 import logging
 import time
-from collections.abc import Hashable, Iterable, Iterator, Sequence
+from collections.abc import Collection, Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -29,6 +29,7 @@ from gevent.lock import RLock
 from .net.pause import at_work, in_slices
 from .outlets import Outlet
 from .protocol.websocket import Opcode, frame
+from .selection import members_of
 
 __all__ = ["Fanout"]
 
@@ -116,22 +117,6 @@ class Fanout:
         self.direct = 0
         self.queued = 0
 
-    def participants(
-        self, namespace: str, rooms: Sequence[Hashable], exclude: Iterable[Hashable]
-    ) -> list[tuple[str, str]]:
-        """Local clients in any of `rooms` (all of the namespace when empty) and in none of `exclude`.
-
-        Returns:
-            (sid, Engine.IO sid) of each, once.
-        """
-        members = self._manager.get_participants(namespace, list(rooms) or None)
-        known = self._manager.rooms.get(namespace, {})
-        skipped: set[Hashable] = set()
-        for room in exclude:
-            skipped.add(room)
-            skipped.update(known.get(room, ()))
-        return [member for member in members if member[0] not in skipped] if skipped else list(members)
-
     @contextmanager
     def turn(self) -> Iterator[None]:
         """Be the only greenlet that delivers. Waits, except in the hub."""
@@ -149,23 +134,26 @@ class Fanout:
         self,
         namespace: str,
         rooms: Sequence[Hashable],
-        exclude: Iterable[Hashable],
+        exclude: Collection[Hashable],
         encoded: Sequence[str | bytes],
     ) -> None:
         """Send an encoded Socket.IO packet to the selected local clients."""
-        if namespace not in self._manager.rooms:
-            return
         with self.turn():
-            members = self.participants(namespace, rooms, exclude)
+            members = self._members(namespace, rooms, exclude)
             parcel = _Parcel(encoded)
             for first in in_slices(range(0, len(members), FEW)):
                 self._give(members[first : first + FEW], parcel)
 
-    def _give(self, members: Sequence[tuple[str, str]], parcel: _Parcel) -> None:
+    def _members(self, namespace: str, rooms: Sequence[Hashable], exclude: Collection[Hashable]) -> list[str]:
+        """The Engine.IO sids of the selected local clients, each once."""
+        known = self._manager.rooms.get(namespace)
+        return list(members_of(known, rooms, exclude).values()) if known else []
+
+    def _give(self, members: Sequence[str], parcel: _Parcel) -> None:
         outlets = _NONE if self._is_watched() else self.outlets
         frames = parcel.frames if outlets else b""
         direct = 0
-        for _, eio_sid in members:
+        for eio_sid in members:
             outlet = outlets.get(eio_sid)
             if outlet is not None and outlet.take(frames):
                 direct += 1
