@@ -8,6 +8,9 @@ Rules:
   somebody has replaced that (test clients, the admin UI), or has python-engineio log each packet.
 - One after the other (`turn`): a delivery to very many gives way in between, and what others emit meanwhile, perhaps
   because they have seen it, must not come before it anywhere.
+- Events that one read of a link has brought are *gathered* (`gather`), and what is for the same client costs one write.
+  Nobody can tell: whoever gathers flushes before anybody else runs, and before it does anything else for clients.
+  Nothing is gathered while somebody has the turn, nor for many clients at once, nor where each packet is to be seen.
 - It never runs application code: a client that turns out to be gone is closed in a greenlet of its own, because closing
   calls the application's disconnect handler.
 """
@@ -17,6 +20,7 @@ from __future__ import annotations
 import base64
 import logging
 import time
+from collections import defaultdict
 from collections.abc import Collection, Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -35,6 +39,10 @@ __all__ = ["Fanout"]
 
 FEW = 50
 """So many clients are delivered to between two looks at the time."""
+MANY = 100
+"""To so many clients is written at once, or nothing is gathered for them: it must not take long."""
+GATHERED_BYTES = 64 * 1024
+"""So much is gathered for a client at the most, and one event."""
 TURN_SECONDS = 0.5
 """Who waits for its turn says so often that it is not stuck."""
 
@@ -113,6 +121,9 @@ class Fanout:
     def __init__(self, manager: Any) -> None:
         self._manager = manager
         self._turn = RLock()
+        self._turns_taken = 0
+        self._gathered: defaultdict[str, list[_Parcel]] = defaultdict(list)
+        self._gathered_bytes = 0
         self.outlets: dict[str, Outlet] = {}
         self.direct = 0
         self.queued = 0
@@ -120,14 +131,17 @@ class Fanout:
     @contextmanager
     def turn(self) -> Iterator[None]:
         """Be the only greenlet that delivers. Waits, except in the hub."""
+        self.flush()
         if gevent.getcurrent() is gevent.get_hub():
             yield
             return
         while not self._turn.acquire(timeout=TURN_SECONDS):
             at_work()
+        self._turns_taken += 1
         try:
             yield
         finally:
+            self._turns_taken -= 1
             self._turn.release()
 
     def deliver(
@@ -143,6 +157,44 @@ class Fanout:
             parcel = _Parcel(encoded)
             for first in in_slices(range(0, len(members), FEW)):
                 self._give(members[first : first + FEW], parcel)
+
+    def gather(
+        self,
+        namespace: str,
+        rooms: Sequence[Hashable],
+        exclude: Collection[Hashable],
+        encoded: Sequence[str | bytes],
+    ) -> None:
+        """`deliver` for who calls `flush` before anybody else runs."""
+        members = self._members(namespace, rooms, exclude)
+        if not members:
+            return
+        gathered = self._gathered
+        if self._turns_taken or len(members) > MANY or (not gathered and self._is_watched()):
+            self.deliver(namespace, rooms, exclude, encoded)
+            return
+        parcel = _Parcel(encoded)
+        for eio_sid in members:
+            gathered[eio_sid].append(parcel)
+        self._gathered_bytes += sum(map(len, encoded))
+        if self._gathered_bytes > GATHERED_BYTES or len(gathered) > MANY:
+            self.flush()
+
+    def flush(self) -> None:
+        """Deliver what is gathered."""
+        if not self._gathered:
+            return
+        gathered, self._gathered, self._gathered_bytes = self._gathered, defaultdict(list), 0
+        with self.turn():
+            for eio_sid, parcels in gathered.items():
+                self._give_some(eio_sid, self.outlets.get(eio_sid), parcels)
+
+    def _give_some(self, eio_sid: str, outlet: Outlet | None, parcels: Sequence[_Parcel]) -> None:
+        direct = 0 if outlet is None else outlet.take_some([parcel.frames for parcel in parcels])
+        for parcel in parcels[direct:]:
+            self._queue(eio_sid, parcel)
+        self.direct += direct
+        self.queued += len(parcels) - direct
 
     def _members(self, namespace: str, rooms: Sequence[Hashable], exclude: Collection[Hashable]) -> list[str]:
         """The Engine.IO sids of the selected local clients, each once."""

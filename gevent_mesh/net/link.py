@@ -29,7 +29,7 @@ from gevent.event import Event as GeventEvent
 from ..errors import HandshakeError, MessageError, RemoteError
 from ..protocol.frames import Refusal
 from ..protocol.link import AnyLinkProtocol, Claimed, Event, Identity, Left, Lost, Phase, Proven, Status
-from ..protocol.messages import ClusterMessage
+from ..protocol.messages import ClusterMessage, MessageType
 from ..protocol.peers import Peer
 from .lines import LinesPerSecond
 from .listener import StrangerTicket
@@ -62,6 +62,9 @@ class LinkOwner(Protocol):
 
     def link_message(self, peer: Peer, message: ClusterMessage) -> None:
         """A message was received, in order and once."""
+
+    def link_pauses(self) -> None:
+        """The reader is about to let others run, or to do anything else than to hand on events for clients."""
 
     def link_relieved(self) -> None:
         """A peer has acknowledged something."""
@@ -212,15 +215,21 @@ class Link:
                 return
             self._is_handling = True
             at_work()
-            for event in protocol.receive(data, monotonic()):
-                self._handle(event)
-                if monotonic() > slice_ends:
-                    give_way()
-                    slice_ends = monotonic() + SLICE_SECONDS
+            try:
+                for event in protocol.receive(data, monotonic()):
+                    self._handle(event)
+                    if monotonic() > slice_ends:
+                        self._owner.link_pauses()
+                        give_way()
+                        slice_ends = monotonic() + SLICE_SECONDS
+            finally:
+                self._owner.link_pauses()
             self._after_receive()
             self._is_handling = False
 
     def _handle(self, event: Event) -> None:
+        if type(event) is not ClusterMessage or event.type is not MessageType.BROADCAST:
+            self._owner.link_pauses()
         if type(event) is ClusterMessage:
             peer = self.peer
             if peer is not None:
@@ -241,6 +250,7 @@ class Link:
             # It can only be seen here that it is malformed.
             self.protocol.undecodable += 1
         except (Exception, gevent.Timeout):
+            self._owner.link_pauses()
             # One message that we cannot handle must not cost the ones behind it, and a thousand must not fill the log.
             if self.lines.next(monotonic()) is not None:
                 logger.exception("a %s message from %s could not be handled", message.type.name, peer.uid)

@@ -99,6 +99,9 @@ class Side:
         self.got.append(number)
         self.on_message(number)
 
+    def link_pauses(self) -> None:
+        pass
+
     def link_relieved(self) -> None:
         """Nobody waits."""
 
