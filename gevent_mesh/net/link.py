@@ -40,6 +40,8 @@ __all__ = ["Link", "LinkOwner"]
 
 logger = logging.getLogger(__name__)
 
+_BROADCAST = MessageType.BROADCAST
+
 ACK_SECONDS = 0.2
 STUCK_SECONDS = 5.0
 """A reader that has not given way for so long in the middle of a message does not come back. (It is left behind sooner
@@ -228,13 +230,15 @@ class Link:
             self._is_handling = False
 
     def _handle(self, event: Event) -> None:
-        if type(event) is not ClusterMessage or event.type is not MessageType.BROADCAST:
-            self._owner.link_pauses()
         if type(event) is ClusterMessage:
             peer = self.peer
+            if event.type is not _BROADCAST:
+                self._owner.link_pauses()
             if peer is not None:
                 self._hand_on(peer, event)
-        elif isinstance(event, Claimed):
+            return
+        self._owner.link_pauses()
+        if isinstance(event, Claimed):
             self._ask(lambda: self._owner.link_claimed(event.uid))
         elif isinstance(event, Proven):
             self._ask(lambda: self._prove(event.peer))
