@@ -43,6 +43,8 @@ logger = logging.getLogger(__name__)
 _BROADCAST = MessageType.BROADCAST
 
 ACK_SECONDS = 0.2
+WAITED_SECONDS = 0.001
+"""A read that took longer has waited, and others have run meanwhile."""
 STUCK_SECONDS = 5.0
 """A reader that has not given way for so long in the middle of a message does not come back. (It is left behind sooner
 where half of `heartbeat_timeout` is less, see `gevent_mesh.net.watch`.)"""
@@ -211,14 +213,18 @@ class Link:
         protocol, transport = self.protocol, self.transport
         slice_ends = monotonic() + SLICE_SECONDS
         while protocol.phase is not Phase.CLOSED:
+            began = monotonic()
             data = transport.recv()
+            now = monotonic()
+            if now - began > WAITED_SECONDS:
+                slice_ends = now + SLICE_SECONDS
             if not data:
                 self._reason = self._reason or "the connection was closed"
                 return
             self._is_handling = True
             at_work()
             try:
-                for event in protocol.receive(data, monotonic()):
+                for event in protocol.receive(data, now):
                     self._handle(event)
                     if monotonic() > slice_ends:
                         self._owner.link_pauses()
