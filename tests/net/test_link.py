@@ -226,6 +226,14 @@ def test_nobody_runs_while_a_handler_may_have_put_something_off(connect: Connect
     assert not any(seen)
 
 
+def test_what_is_no_event_finds_done_what_was_put_off(connect: Connect) -> None:
+    _, listener = connect()
+    listener.put_off = 1
+    listener.link._handle(Status({}))
+    assert isinstance(listener.events[-1], Status)
+    assert listener.put_off == 0
+
+
 def test_what_was_put_off_is_done_when_a_malformed_message_ends_the_link(connect: Connect) -> None:
     dialer, listener = connect()
     dialer.session.append(numbered(dialer.uid, 1))
