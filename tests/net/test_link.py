@@ -17,7 +17,7 @@ from gevent.event import Event as GeventEvent
 from gevent_mesh.errors import HandshakeError
 from gevent_mesh.net import link as module
 from gevent_mesh.net.link import ACK_SECONDS, PARTING_SECONDS, Link
-from gevent_mesh.net.pause import give_way
+from gevent_mesh.net.pause import SLICE_SECONDS, give_way
 from gevent_mesh.net.transport import Transport
 from gevent_mesh.protocol.frames import MAX_FRAME_BYTES, Refusal, batch_header
 from gevent_mesh.protocol.handshake import Keys
@@ -211,7 +211,7 @@ def test_nobody_runs_while_a_handler_may_have_put_something_off(connect: Connect
 
     def work(number: int) -> None:
         if number % 100 == 0:
-            ends = time.monotonic() + module.SLICE_SECONDS
+            ends = time.monotonic() + SLICE_SECONDS
             while time.monotonic() < ends:
                 pass
         if number % 1000 == 0:
