@@ -90,7 +90,7 @@ class InterestService(Service):
         if copy is not None:
             copy.take(data, monotonic())
         # Taken or not, there is no lease without it any more.
-        if data.get("all") or ("out" in data and data["in"]):
+        if data.get("all") or ("out" in data and data.get("in")):
             self._node.send(peer.uid, MessageType.INTEREST_KNOWN, "/", {"version": data["version"]})
 
     # ------------------------------------------------------------------ our own rooms

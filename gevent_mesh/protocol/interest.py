@@ -314,12 +314,13 @@ class Copy:
             self._remove(data["out"])
 
     def _fits(self, data: dict[str, Any]) -> bool:
-        version = data["version"]
+        version: int = data["version"]
         if "number" in data:
-            return version == self._version and data["parts"] == (0 if self._is_whole else self._parts)
+            parts = 0 if self._is_whole else self._parts
+            return version == self._version and parts == data["parts"]
         if "part" in data:
             return version == self._version and not self._is_whole and data["part"] == self._parts
-        return bool(version == (self._version or 0) + 1 and not data.get("all"))
+        return version == (self._version or 0) + 1 and "all" not in data
 
     def _begin(self, version: int) -> None:
         self.ends = -math.inf
@@ -388,7 +389,7 @@ def check_interest(data: dict[str, Any]) -> None:
     if "number" in data:
         _number(data, "number")
         _number(data, "parts")
-    elif data.get("all") is not True:
+    elif data.get("all") is not True or "part" in data:
         count = _room_map(data.get("in"))
         if "part" in data:
             _number(data, "part")
