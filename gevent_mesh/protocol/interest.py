@@ -85,6 +85,8 @@ class Announced:
     _rooms: dict[str, set[Hashable]] = field(default_factory=dict)
     _count: int = 0
     _untellable: int = 0
+    _all_since: int = 0
+    """The version that said first that all is to come here. Whoever knows it gets no lease as long as that is so."""
     _pending: dict[Key, bool] = field(default_factory=dict)
     _fresh: dict[Key, tuple[int, float]] = field(default_factory=dict)
     """Rooms that not everybody may know: the version that has them, and when no lease without them is left."""
@@ -122,6 +124,8 @@ class Announced:
             del self._rooms[namespace]
         self._count -= 1
         self._untellable -= not _can_tell((namespace, room))
+        if not self.is_everything:
+            self._all_since = 0
         self._note((namespace, room), entered=False)
 
     def _note(self, key: Key, *, entered: bool) -> None:
@@ -138,7 +142,8 @@ class Announced:
         ends = self._leases_end()
         if self.is_everything and pending:
             self.version += 1
-            self._fresh.update((key, (self.version, ends)) for key, entered in pending.items() if entered)
+            self._all_since = self._all_since or self.version
+            self._fresh.update((key, (self._all_since, ends)) for key, entered in pending.items() if entered)
             yield {"version": self.version, "all": True}
             return
         for keys in _messages(filter(_can_tell, pending)):
