@@ -175,7 +175,7 @@ def test_a_client_that_goes_while_it_is_let_in_is_not_connected(nodes: list[Pape
 
 
 def test_thousands_of_rooms_are_told_in_parts(nodes: list[PaperNode]) -> None:
-    one, two, three = nodes
+    one, two, _ = nodes
     sid = two.connects("a")
     for number in range(5000):
         two.manager.basic_enter_room(sid, "/", f"a room of some length {number}")
