@@ -90,24 +90,23 @@ def interested(
         copies: what peers have told, by uid.
         ask: called with each peer whose lease should be got, or renewed.
     """
-    found: list[Peer] = []
-    is_comparable = all(type(room) in _COMPARABLE for room in rooms)
+    for room in rooms:
+        if type(room) not in _COMPARABLE:
+            return list(peers)
     named = {owner_of(room) for room in rooms}
     wanted = rooms or (None,)
+    copy_of = copies.get
+    found: list[Peer] = []
     for peer in peers:
-        copy = copies.get(peer.uid)
+        copy = copy_of(peer.uid)
         if copy is None or copy.link is not peer.link or now >= copy.attend_at:
             ask(peer)
         if (
             copy is None
             or now >= copy.ends
             or copy.link is not peer.link
-            or not copy.rooms.get(namespace, _NOBODY).isdisjoint(wanted)
-            or not is_comparable
+            or ((known := copy.rooms.get(namespace)) and not known.isdisjoint(wanted))
             or peer.uid in named
         ):
             found.append(peer)
     return found
-
-
-_NOBODY: frozenset[Hashable] = frozenset()

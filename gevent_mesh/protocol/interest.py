@@ -204,9 +204,9 @@ class Announced:
 
         What is pending must have been announced before each is taken, which must be sent at once.
         """
-        known = [(namespace, room) for namespace, rooms in self._rooms.items() for room in rooms]
+        known = [(namespace, list(rooms)) for namespace, rooms in self._rooms.items()]
         part = 0
-        for keys in _messages(known):
+        for keys in _messages((namespace, room) for namespace, rooms in known for room in rooms):
             here = (key for key in keys if key[1] in self._rooms.get(key[0], ()) and _can_tell(key))
             yield {"version": self.version, "part": part, "in": _by_namespace(here)}
             part += 1
