@@ -1,4 +1,4 @@
-"""Events that go only to nodes with members of their rooms: nobody who is in one may miss anything, whatever happens."""
+"""Events that go only to nodes with members of their rooms: nobody in one may miss anything, whatever happens."""
 
 from __future__ import annotations
 
