@@ -211,6 +211,9 @@ class GeventMeshManager(ClusterApi, PubSubManager):  # type: ignore[misc]  # pyt
         node.add(commands, *questions, self._presence, self._relay, self._asking, self._health)
         if self._interest is not None:
             node.add(self._interest)
+            # Before python-socketio connected in two phases, there was but one.
+            name = "pre_connect" if hasattr(self, "pre_connect") else "connect"
+            setattr(self, name, partial(self._take_in, self._interest, getattr(self, name)))
 
     def _make_queries(self) -> Queries:
         emitter, clients, requests, logger = self._emitter, self._clients, self._requests, self._mesh_logger
@@ -559,11 +562,13 @@ class GeventMeshManager(ClusterApi, PubSubManager):  # type: ignore[misc]  # pyt
 
     # ------------------------------------------------------------------ the tables of rooms
 
-    def pre_connect(self, eio_sid: str, namespace: str) -> str | None:
+    def _take_in(
+        self, interest: InterestService, take_in: Callable[[str, str], str | None], eio_sid: str, namespace: str
+    ) -> str | None:
         """Take a client into the tables of this node, before it or the application hears of that."""
-        sid: str | None = super().pre_connect(eio_sid, namespace)
-        if self._interest is not None and sid is not None:
-            self._interest.settle(namespace, [None])
+        sid = take_in(eio_sid, namespace)
+        if sid is not None:
+            interest.settle(namespace, [None])
             if not self._clients.is_ours(sid, namespace):
                 return None  # it has gone meanwhile
         return sid
