@@ -7,6 +7,7 @@ The map, from the outside in; imports point downwards only::
     emitter/        the same for a process that serves no clients; relay.py, asking.py: what a node does for it
     cluster/        questions to all nodes and their answers
     presence.py     who is online, on all nodes
+    interest.py     which rooms have members on which node
     health.py       whether this node hears the others
     commands.py     what other nodes have our clients do
     clients.py      this node's own clients

@@ -11,8 +11,11 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from time import monotonic
 
+import gevent
+
 from .clients import Clients
 from .cluster.acknowledgements import Acknowledgements
+from .interest import InterestService
 from .net.lines import LinesPerSecond
 from .node import Node
 from .packets import Packets
@@ -34,6 +37,7 @@ class Commands(Service):
         packets: gives the form of packets that clients get now.
         acknowledgements: takes over the events that clients are to acknowledge.
         logger: where to report.
+        interest: who is to know which rooms are entered, if anybody.
     """
 
     def __init__(
@@ -43,12 +47,14 @@ class Commands(Service):
         packets: Callable[[], Packets],
         acknowledgements: Acknowledgements,
         logger: logging.Logger,
+        interest: InterestService | None = None,
     ) -> None:
         self._node = node
         self._clients = clients
         self._packets = packets
         self._acknowledgements = acknowledgements
         self._logger = logger
+        self._interest = interest
         self._lines = LinesPerSecond()
 
     @property
@@ -80,14 +86,24 @@ class Commands(Service):
                 self._warn("%s asked to put clients into rooms that they cannot enter: %s", peer.uid, exc)
                 return 0
 
-        self._carry_out(peer, message, enter)
+        count = self._carry_out(message, enter)
+        if self._interest is None or message.data.get("requestId") is None:
+            self._answer(peer, message, count)
+        else:
+            gevent.spawn(self._answer_settled, self._interest, peer, message, count)
+
+    def _answer_settled(self, interest: InterestService, peer: Peer, message: ClusterMessage, count: int) -> None:
+        """Whoever hears that clients are in a room may have others publish to it."""
+        interest.settle(message.nsp, message.data["rooms"])
+        self._answer(peer, message, count)
 
     def _on_leave(self, peer: Peer, message: ClusterMessage) -> None:
         rooms = message.data["rooms"]
         for sid in (room for room in rooms if self._clients.is_ours(room, message.nsp)):
             # It would not be reached by its sid any more. Its own node would have raised.
             self._warn("%s asked to close the room of client %s itself", peer.uid, sid)
-        self._carry_out(peer, message, lambda sids: self._clients.leave(sids, message.nsp, rooms))
+        count = self._carry_out(message, lambda sids: self._clients.leave(sids, message.nsp, rooms))
+        self._answer(peer, message, count)
 
     def _warn(self, text: str, *arguments: object) -> None:
         if self._lines.next(monotonic()) is not None:
@@ -95,15 +111,18 @@ class Commands(Service):
 
     def _on_disconnect(self, peer: Peer, message: ClusterMessage) -> None:
         close = message.data.get("close", False)
-        self._carry_out(peer, message, partial(self._clients.disconnect, namespace=message.nsp, close=close))
+        do = partial(self._clients.disconnect, namespace=message.nsp, close=close)
+        self._answer(peer, message, self._carry_out(message, do))
 
-    def _carry_out(self, peer: Peer, message: ClusterMessage, do: Callable[[list[str]], int]) -> None:
+    def _carry_out(self, message: ClusterMessage, do: Callable[[list[str]], int]) -> int:
         opts = message.data["opts"]
         if message.data.get("client"):
             sids = [sid for sid in opts["rooms"] if self._clients.is_ours(sid, message.nsp)]
         else:
             sids = self._clients.select(Selection(message.nsp, opts["rooms"], opts["except"]))
-        count = do(sids)
+        return do(sids)
+
+    def _answer(self, peer: Peer, message: ClusterMessage, count: int) -> None:
         request_id = message.data.get("requestId")
         if request_id is not None:
             self._node.send(peer.uid, MessageType.ANSWER, message.nsp, messages.answer_count(request_id, count))

@@ -52,6 +52,7 @@ class MeshConfig:
         client_queue_bytes: how much may wait for one client; None for any amount.
         bounded_reader: refuse what clients send before it is read, when it is too large.
         direct_writes: write events to clients' sockets where nothing is before them in the queues.
+        room_interest: send events only to nodes that have members of their rooms.
     """
 
     discovery: tuple[str, ...] = ()
@@ -74,6 +75,7 @@ class MeshConfig:
     client_queue_bytes: int | None = 64 * 1024 * 1024
     bounded_reader: bool = True
     direct_writes: bool = True
+    room_interest: bool = False
 
     @classmethod
     def from_options(
@@ -101,6 +103,7 @@ class MeshConfig:
         client_queue_bytes: int | None = 64 * 1024 * 1024,
         bounded_reader: bool = True,
         direct_writes: bool = True,
+        room_interest: bool = False,
         embedded_port: int | None = None,
         environ: Mapping[str, str] | None = None,
     ) -> MeshConfig:
@@ -165,6 +168,7 @@ class MeshConfig:
             client_queue_bytes=client_queue_bytes,
             bounded_reader=bounded_reader,
             direct_writes=direct_writes,
+            room_interest=room_interest,
         )
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import logging
 import ssl
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
@@ -34,6 +34,7 @@ from .config import MeshConfig
 from .emitter import Emitter, EmitterQueries
 from .errors import ConfigError, PayloadNotEncodable
 from .health import Health, HealthService
+from .interest import InterestService
 from .leaving import Leave
 from .limits import ClientLimits
 from .net.mesh import FLUSH_SECONDS, Mesh, PeerInfo
@@ -42,13 +43,16 @@ from .node import Node
 from .packets import Packets, arguments_of
 from .presence import Presence, PresenceService
 from .protocol import messages
-from .protocol.messages import MessageType
+from .protocol.messages import ClusterMessage, MessageType
 from .protocol.peers import Peer
 from .relay import Relay
 from .routing import event_receivers, of_node
 from .selection import Selection
 
 __all__ = ["GeventMeshManager"]
+
+ENTER_SECONDS = 5.0
+"""How long the node of a client may take to put it into a room, where that is waited for."""
 
 _SERVING_HELP = {
     "threading": (
@@ -103,6 +107,8 @@ class GeventMeshManager(ClusterApi, PubSubManager):  # type: ignore[misc]  # pyt
             that, it is disconnected. None for any amount.
         bounded_reader: refuse WebSocket messages of clients that are larger than the server's `max_http_buffer_size`
             before they are read. False leaves reading to gevent-websocket. See docs/clients.md for both.
+        room_interest: send an event for a room only to the nodes that have members of it. `enter_room` and connecting
+            then wait until the nodes that publish know, nearly always a round trip. See docs/rooms.md.
         direct_writes: write events straight to the sockets of WebSocket clients where nothing waits before them. False
             sends everything through python-engineio's queues, which costs three times as much.
         embedded_port: the port on 127.0.0.1 where the nodes of this host find each other when no discovery service is
@@ -141,6 +147,7 @@ class GeventMeshManager(ClusterApi, PubSubManager):  # type: ignore[misc]  # pyt
         client_queue_bytes: int | None = 64 * 1024 * 1024,
         bounded_reader: bool = True,
         direct_writes: bool = True,
+        room_interest: bool = False,
         embedded_port: int | None = None,
     ) -> None:
         self.config = MeshConfig.from_options(
@@ -166,6 +173,7 @@ class GeventMeshManager(ClusterApi, PubSubManager):  # type: ignore[misc]  # pyt
             client_queue_bytes=client_queue_bytes,
             bounded_reader=bounded_reader,
             direct_writes=direct_writes,
+            room_interest=room_interest,
             embedded_port=embedded_port,
         )
         super().__init__(channel=channel, write_only=write_only, logger=logger)
@@ -193,12 +201,19 @@ class GeventMeshManager(ClusterApi, PubSubManager):  # type: ignore[misc]  # pyt
         self._queries = self._make_queries()
         self._server_events = ServerEvents(node, self._requests, logger)
         self._presence = PresenceService(node, clients, logger)
-        commands = Commands(node, clients, packets, self._acknowledgements, logger)
+        wants_interest = self.config.room_interest and not self.write_only
+        self._interest = InterestService(node, self.rooms, logger) if wants_interest else None
+        commands = Commands(node, clients, packets, self._acknowledgements, logger, self._interest)
         self._relay = Relay(node, self._requests, self._acknowledgements, logger)
         questions = (self._acknowledgements, self._queries, self._server_events)
         self._asking = Asking(node, self, self._server_events, packets, logger)
         self._health = HealthService(node, logger)
         node.add(commands, *questions, self._presence, self._relay, self._asking, self._health)
+        if self._interest is not None:
+            node.add(self._interest)
+            # Before python-socketio connected in two phases, there was but one.
+            name = "pre_connect" if hasattr(self, "pre_connect") else "connect"
+            setattr(self, name, partial(self._take_in, self._interest, getattr(self, name)))
 
     def _make_queries(self) -> Queries:
         emitter, clients, requests, logger = self._emitter, self._clients, self._requests, self._mesh_logger
@@ -504,9 +519,29 @@ class GeventMeshManager(ClusterApi, PubSubManager):  # type: ignore[misc]  # pyt
         _check_room(room)
         if eio_sid is not None or self._clients.is_ours(_sid(sid), namespace):
             Manager.enter_room(self, sid, namespace, room, eio_sid=eio_sid)
+            if self._interest is not None:
+                self._interest.settle(namespace or "/", [room])
+            return
+        if self._interest is not None:
+            self._enter_and_wait(self._interest, sid, namespace or "/", room)
             return
         data = messages.sockets_join(messages.options([sid]), [room])
         self._tell_owner(sid, MessageType.SOCKETS_JOIN, namespace, data)
+
+    def _enter_and_wait(self, interest: InterestService, sid: str, namespace: str, room: Hashable) -> None:
+        """Put a client of another node into a room, and wait until all nodes know that there is somebody in it."""
+
+        def make_data(request_id: str | None) -> dict[str, Any]:
+            return messages.one_client(messages.sockets_join(messages.options([sid]), [room], request_id))
+
+        peers = None if self._node.cluster() is None else self._node.owners([sid])
+        if peers is None or not interest.may_wait:
+            self._node.publish_to_owner(sid, MessageType.SOCKETS_JOIN, namespace, make_data(None))
+        else:
+            kind = MessageType.SOCKETS_JOIN
+            request = self._queries.ask_some(peers, (), kind, namespace, make_data, _take_any, ENTER_SECONDS)
+            self._requests.wait(request)
+        interest.drop_leases()
 
     def leave_room(self, sid: str, namespace: str, room: Hashable) -> None:
         """Take a client out of a room, wherever it is connected."""
@@ -527,6 +562,17 @@ class GeventMeshManager(ClusterApi, PubSubManager):  # type: ignore[misc]  # pyt
 
     # ------------------------------------------------------------------ the tables of rooms
 
+    def _take_in(
+        self, interest: InterestService, take_in: Callable[[str, str], str | None], eio_sid: str, namespace: str
+    ) -> str | None:
+        """Take a client into the tables of this node, before it or the application hears of that."""
+        sid = take_in(eio_sid, namespace)
+        if sid is not None:
+            interest.settle(namespace, [None])
+            if not self._clients.is_ours(sid, namespace):
+                return None  # it has gone meanwhile
+        return sid
+
     def basic_enter_room(self, sid: str, namespace: str, room: Hashable, eio_sid: str | None = None) -> None:
         """Put a client into a room of this node.
 
@@ -537,11 +583,15 @@ class GeventMeshManager(ClusterApi, PubSubManager):  # type: ignore[misc]  # pyt
             raise ValueError(f"{room!r} is the sid of a client: nobody else can enter its room")
         super().basic_enter_room(sid, namespace, room, eio_sid=eio_sid)
         self._clients.entered(sid, namespace, room, eio_sid)
+        if self._interest is not None:
+            self._interest.entered(namespace, room)
 
     def basic_leave_room(self, sid: str, namespace: str, room: Hashable) -> None:
         """Take a client out of a room of this node."""
         super().basic_leave_room(sid, namespace, room)
         self._clients.left(sid, namespace, room)
+        if self._interest is not None and room not in self.rooms.get(namespace, ()):
+            self._interest.left_room(namespace, room)
 
     def get_rooms(self, sid: str, namespace: str) -> list[Hashable]:
         """The rooms that a client of this node is in. The cost depends on that client's rooms only."""
@@ -599,7 +649,10 @@ class GeventMeshManager(ClusterApi, PubSubManager):  # type: ignore[misc]  # pyt
     ) -> list[tuple[list[Peer], bytes]]:
         """Encode an event for the other nodes, nearly always once: peers, and the message that they share."""
         peers = self._node.owners(selection.rooms)
-        same, others = event_receivers(mesh.table if peers is None else peers, self._packets.codec)
+        everybody: Iterable[Peer] = mesh.table
+        if peers is None and self._interest is not None and request_id is None:
+            everybody = self._interest.choose(mesh, selection.namespace, selection.rooms)
+        same, others = event_receivers(everybody if peers is None else peers, self._packets.codec)
         data = messages.broadcast(selection.opts, encoded=encoded, codec=self._packets.codec, request_id=request_id)
         message = self._node.encode(MessageType.BROADCAST, selection.namespace, data)
         outgoing = [(same, message)]
@@ -691,6 +744,11 @@ def _sid(sid: object) -> str:
     if not isinstance(sid, str):
         raise TypeError(f"a sid is text, not {sid!r}")
     return sid
+
+
+def _take_any(_uid: str, _message: ClusterMessage) -> bool:
+    """Take the answer of one node, whatever it says."""
+    return True
 
 
 def _check_room(room: object) -> None:

@@ -233,7 +233,11 @@ class Node:
         Returns:
             False when there is no such peer.
         """
-        return self.mesh is not None and self.mesh.outboxes.send(uid, self.encode(kind, namespace, data))
+        return self.send_encoded(uid, self.encode(kind, namespace, data))
+
+    def send_encoded(self, uid: str, message: bytes) -> bool:
+        """`send` for what is encoded already."""
+        return self.mesh is not None and self.mesh.outboxes.send(uid, message)
 
     @property
     def peers(self) -> Iterable[Peer]:

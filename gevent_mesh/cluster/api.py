@@ -15,6 +15,7 @@ from functools import partial
 from typing import Any, TypeVar, overload
 
 from ..clients import Clients
+from ..interest import InterestService
 from ..node import Node
 from ..protocol import messages
 from ..protocol.messages import ClusterMessage, MessageType
@@ -48,6 +49,7 @@ class ClusterApi:
     _queries: Queries
     _acknowledgements: Acknowledgements
     _server_events: ServerEvents
+    _interest: InterestService | None
 
     # ------------------------------------------------------------------ questions
 
@@ -187,13 +189,18 @@ class ClusterApi:
         """
         entered, selection = _rooms_to_change(rooms), Selection.of(namespace, room, except_rooms)
         self._clients.check_enterable(selection.namespace, entered)
-        return self._command(
+        count = self._command(
             MessageType.SOCKETS_JOIN,
             selection,
             lambda opts, request_id: messages.sockets_join(opts, entered, request_id),
             lambda sids: self._clients.enter(sids, selection.namespace, entered),
             timeout,
         )
+        if self._interest is not None:
+            self._interest.drop_leases()
+            if timeout is not None:
+                self._interest.settle(selection.namespace, entered)
+        return count
 
     @overload
     def sockets_leave(

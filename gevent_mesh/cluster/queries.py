@@ -97,9 +97,23 @@ class Queries(Service):
         mesh = self._node.cluster()
         peers = mesh.table.reachable(namespace) if mesh is not None else []
         missing = mesh.table.unreachable() if mesh is not None else []
+        return self.ask_some(peers, missing, kind, namespace, make_data, take, timeout)
+
+    def ask_some(
+        self,
+        peers: Sequence[Peer],
+        missing: Sequence[Peer],
+        kind: MessageType,
+        namespace: str,
+        make_data: MakeData,
+        take: Callable[[str, ClusterMessage], bool],
+        timeout: float,
+    ) -> Request:
+        """`ask` for some nodes only; `missing` are those that should have been asked, and cannot be."""
+        mesh = self._node.mesh
         deadline = monotonic() + timeout
         request = Request(
-            [peer.uid for peer in peers],
+            [peer.uid for peer in peers if peer.present],
             [peer.uid for peer in missing],
             _taking(kind, take),
             deadline,

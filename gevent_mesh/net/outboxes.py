@@ -71,6 +71,7 @@ class Counters:
     not_for_nodejs: int = 0
     slow_clients: int = 0
     refused_clients: int = 0
+    events_spared: int = 0
 
 
 class Outboxes:

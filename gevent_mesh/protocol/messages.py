@@ -21,6 +21,7 @@ import msgpack
 from ..errors import MessageError, PayloadNotEncodable
 from .frames import MAX_NAME_CHARS, is_uid
 from .gossip import check_nodes, check_nodes_wanted
+from .interest import check_interest, check_interest_known, check_interest_wanted
 from .presence_messages import check_presence, check_wanted
 from .unpacking import DECODE, FREE_BYTES, count_values, read
 
@@ -75,7 +76,8 @@ MAX_ROOM_DEPTH = 16
 
 class MessageType(IntEnum):
     """Append only. Types 1, 2 and 13 serve Node peers, which have no heartbeat frames and no BYE; those from 32 on are
-    ours alone, and never sent to Node peers. 36 and 37 are presence's, 40 to 46 the emitters', 50 and 51 gossip's."""
+    ours alone, and never sent to Node peers. 36 and 37 are presence's, 40 to 46 the emitters', 50 and 51 gossip's,
+    52 to 54 room interest's."""
 
     INITIAL_HEARTBEAT = 1
     HEARTBEAT = 2
@@ -105,6 +107,9 @@ class MessageType(IntEnum):
     COUNT_SERVERS = 46
     NODES_WANTED = 50
     NODES = 51
+    INTEREST_WANTED = 52
+    INTEREST = 53
+    INTEREST_KNOWN = 54
 
 
 @dataclass(slots=True)
@@ -695,5 +700,8 @@ _CHECKS: dict[MessageType, Callable[[dict[str, Any]], None]] = {
     MessageType.COUNT_SERVERS: _request_id,
     MessageType.NODES_WANTED: check_nodes_wanted,
     MessageType.NODES: check_nodes,
+    MessageType.INTEREST_WANTED: check_interest_wanted,
+    MessageType.INTEREST: check_interest,
+    MessageType.INTEREST_KNOWN: check_interest_known,
 }
 _KNOWN = {kind.value: (kind, check) for kind, check in _CHECKS.items()}

@@ -38,6 +38,7 @@ from gevent_mesh.net.pause import in_slices
 from gevent_mesh.service import Service
 from tests.integration.deafness import Deafness
 from tests.integration.ear import Ear
+from tests.integration.roaming import Roaming
 
 __all__ = ["dumps", "loads", "told_of"]
 
@@ -135,6 +136,7 @@ class Control:
         self._noted: list[list[Any]] = []
         self._watching: gevent.Greenlet | None = None
         self._deafness = Deafness(manager)
+        self._roaming = Roaming(manager)
         manager.on("who", lambda: manager.uid)
         manager.on("add", lambda a, b: a + b)
         manager.on("wait", lambda seconds: gevent.sleep(seconds) or manager.uid)
@@ -279,6 +281,10 @@ class Control:
     def deafness(self, what: str) -> Any:
         """See `Deafness`."""
         return getattr(self._deafness, what)()
+
+    def roaming(self, what: str, *arguments: Any) -> Any:
+        """See `Roaming`."""
+        return getattr(self._roaming, what)(*arguments)
 
     def server_events(self) -> list[list[Any]]:
         """The arguments of the server-side event "note" that came here, in order."""

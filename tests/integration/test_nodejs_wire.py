@@ -54,7 +54,11 @@ def place(request: pytest.FixtureRequest) -> Iterator[tuple[Fleet, str]]:
 @pytest.fixture(scope="module", params=[LOW, HIGH], ids=["it dials", "we dial"])
 def pair(request: pytest.FixtureRequest, place: tuple[Fleet, str]) -> Iterator[Pair]:
     ships, url = place
-    node = ships.node(None, url=url, node_interop=True, auth_token=TOKEN, ws_host="127.0.0.1")
+    # To a Node peer it makes no difference which rooms have members.
+    has_interest = request.param == HIGH
+    node = ships.node(
+        None, url=url, node_interop=True, auth_token=TOKEN, ws_host="127.0.0.1", room_interest=has_interest
+    )
     with clients_closed([Client(node.url, namespaces=["/", "/other"], answer=answer)]) as clients:
         peer = NodejsPeer(url, request.param, token=TOKEN)
         eventually(lambda: node.uid in peer.links and peer.uid in node.links())

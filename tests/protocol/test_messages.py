@@ -69,6 +69,9 @@ def test_our_own_type_numbers_never_change() -> None:
         "COUNT_SERVERS": 46,
         "NODES_WANTED": 50,
         "NODES": 51,
+        "INTEREST_WANTED": 52,
+        "INTEREST": 53,
+        "INTEREST_KNOWN": 54,
     }
 
 
