@@ -23,7 +23,7 @@ from socketio.pubsub_manager import PubSubManager
 
 from . import connections, startup, testclient
 from .asking import Asking
-from .clients import Clients
+from .clients import Clients, Members, Pending
 from .cluster.acknowledgements import Acknowledgements, Tally, in_greenlets
 from .cluster.api import ClusterApi
 from .cluster.events import ServerEvents
@@ -169,6 +169,8 @@ class GeventMeshManager(ClusterApi, PubSubManager):  # type: ignore[misc]  # pyt
             embedded_port=embedded_port,
         )
         super().__init__(channel=channel, write_only=write_only, logger=logger)
+        # Of these two, older ones of python-socketio have only the second.
+        self.pending_connect, self.pending_disconnect = Pending(), Pending()
         if json is not None:
             # Not every supported python-socketio has a parameter for it.
             self.json = json
@@ -535,6 +537,8 @@ class GeventMeshManager(ClusterApi, PubSubManager):  # type: ignore[misc]  # pyt
         """
         if room != sid and self._node.is_elsewhere(room):
             raise ValueError(f"{room!r} is the sid of a client: nobody else can enter its room")
+        if room is not None and namespace in self.rooms:
+            self.rooms[namespace].setdefault(room, Members())
         super().basic_enter_room(sid, namespace, room, eio_sid=eio_sid)
         self._clients.entered(sid, namespace, room, eio_sid)
 
