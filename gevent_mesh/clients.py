@@ -56,7 +56,7 @@ class Pending(dict[str, "_Sids"]):
     __slots__ = ()
 
     def __setitem__(self, namespace: str, sids: Iterable[str]) -> None:
-        super().__setitem__(namespace, _Sids.fromkeys(sids))
+        super().__setitem__(namespace, _Sids((sid, None) for sid in sids))
 
 
 class _Sids(dict[str, None]):

@@ -191,6 +191,8 @@ class _Stock(_Connection, WebSocketWSGI):  # type: ignore[misc]  # python-engine
 class _Simple(_Connection, SimpleWebSocketWSGI):  # type: ignore[misc]  # python-engineio has no types
     """On simple-websocket."""
 
+    ws: Any
+
     def __init__(self, limits: ClientLimits, outlets: dict[str, Outlet], handler: Any, eio: Any) -> None:
         _Connection.__init__(self, limits, outlets, handler, eio)
         options: dict[str, Any] = {"max_message_size": eio.max_http_buffer_size} if limits.bounded_reader else {}

@@ -38,6 +38,7 @@ from .leaving import Leave
 from .limits import ClientLimits
 from .net.mesh import FLUSH_SECONDS, Mesh, PeerInfo
 from .net.outboxes import Counters
+from .net.pause import in_slices
 from .node import Node
 from .packets import Packets, arguments_of
 from .presence import Presence, PresenceService
@@ -523,6 +524,10 @@ class GeventMeshManager(ClusterApi, PubSubManager):  # type: ignore[misc]  # pyt
         """Empty a room on all nodes."""
         _check_room(room)
         namespace = namespace or "/"
+        if not self._clients.is_ours(room, namespace):
+            for sid in in_slices(list(self.rooms.get(namespace, {}).get(room, ()))):
+                self.basic_leave_room(sid, namespace, room)
+        # Who has come meanwhile; and where the room is a client's own, it is said here that it stays.
         Manager.close_room(self, room, namespace)
         data = messages.sockets_leave(messages.options([room]), [room])
         self._node.publish(MessageType.SOCKETS_LEAVE, namespace, data)

@@ -3,8 +3,8 @@
 Rules:
 
 - What becomes of a client, and when, is the same as in python-engineio.
-- A greenlet that only sleeps is none: a PING is sent by one that a timer starts when it is due. What a greenlet costs is
-  its stack, and a third of an idle client was that.
+- A greenlet that only sleeps is none: a PING is sent by one that a timer starts when it is due. A greenlet costs as much as
+  its stack. Nor is what is left of a client that has gone kept until then.
 - Of who has started them there is no record, as gevent else keeps it, for people who debug.
 - What the application starts, and what it has replaced, is left alone.
 """
@@ -12,6 +12,7 @@ Rules:
 from __future__ import annotations
 
 import time
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -36,7 +37,7 @@ def install(eio: Any) -> None:
 
     def start_background_task(target: Any, *args: Any, **kwargs: Any) -> Any:
         if _STOCK_PING is not None and getattr(target, "__func__", None) is _STOCK_PING:
-            return Task.spawn_later(eio.ping_interval, _ping, target.__self__)
+            return Task.spawn_later(eio.ping_interval, _ping, weakref.ref(target.__self__))
         if getattr(target, "__module__", None) == eio_socket.__name__:
             return Task.spawn(target, *args, **kwargs)
         return start(target, *args, **kwargs)
@@ -44,7 +45,8 @@ def install(eio: Any) -> None:
     eio.start_background_task = start_background_task
 
 
-def _ping(session: Any) -> None:
-    if not session.closing and not session.closed:
+def _ping(find_session: Callable[[], Any]) -> None:
+    session = find_session()
+    if session is not None and not session.closing and not session.closed:
         session.last_ping = time.time()
         session.send(packet.Packet(packet.PING))

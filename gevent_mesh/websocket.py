@@ -163,7 +163,7 @@ class BoundedWebSocket(WebSocket):  # type: ignore[misc]  # gevent-websocket shi
     def _read_first(self, _max_bytes: int) -> bytes:
         rfile = self.handler.rfile
         data: bytes = rfile.read1(io.DEFAULT_BUFFER_SIZE)
-        # It has nothing more, and will not be asked again: whoever waits at the socket itself keeps no buffer meanwhile.
+        # It has nothing more, and is not asked again: whoever waits at the socket itself keeps no buffer meanwhile.
         self._read = self.handler.socket.recv
         rfile.close()
         return data

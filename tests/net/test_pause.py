@@ -8,7 +8,7 @@ from time import monotonic
 import gevent
 from gevent import socket
 
-from gevent_mesh.net.pause import give_way, in_slices
+from gevent_mesh.net.pause import Turns, give_way, in_slices
 from tests.support import eventually
 
 
@@ -78,3 +78,39 @@ def test_items_come_whole_and_in_order_in_the_hub_as_well() -> None:
     eventually(lambda: len(came) == 20_000)
     timer.close()
     assert came == list(range(20_000))
+
+
+def test_many_who_take_turns_let_timers_and_sockets_run_between_them() -> None:
+    turns, done, gaps = Turns(), [], [monotonic()]
+
+    def tick() -> None:
+        while True:
+            gevent.sleep(0.001)
+            gaps.append(monotonic())
+
+    def one(number: int) -> None:
+        turns.take_turn()
+        work(0.001)
+        done.append(number)
+
+    ticking = gevent.spawn(tick)
+    gevent.sleep(0)
+    gevent.joinall([gevent.spawn(one, number) for number in range(100)])
+    ticking.kill()
+    assert done == list(range(100))
+    # About as many as slices, each of two milliseconds; it would be one or two.
+    assert len(gaps) > 20
+
+
+def test_who_waits_after_its_turn_holds_up_nobody() -> None:
+    turns, done = Turns(), []
+
+    def one(number: int) -> None:
+        turns.take_turn()
+        gevent.sleep(0 if number else 30)
+        done.append(number)
+
+    slow, *others = [gevent.spawn(one, number) for number in range(5)]
+    gevent.joinall(others, timeout=5)
+    assert done == [1, 2, 3, 4]
+    slow.kill()
