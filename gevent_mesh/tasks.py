@@ -3,8 +3,8 @@
 Rules:
 
 - What becomes of a client, and when, is the same as in python-engineio.
-- A greenlet that only sleeps is none: a PING is sent by one that a timer starts when it is due. A greenlet costs as much as
-  its stack. Nor is what is left of a client that has gone kept until then.
+- A greenlet that only sleeps is none: a PING is sent by one that a timer starts when it is due, for a stack
+  is most of what a greenlet costs. Nor is what is left of a client that has gone kept until then.
 - Of who has started them there is no record, as gevent else keeps it, for people who debug.
 - What the application starts, and what it has replaced, is left alone.
 """
