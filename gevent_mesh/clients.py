@@ -22,7 +22,7 @@ from .fanout import Fanout
 from .net.pause import in_slices
 from .selection import Selection, members_of
 
-__all__ = ["Clients", "packed_bytes"]
+__all__ = ["Clients", "Members", "Pending", "packed_bytes"]
 
 MAX_AUTH_BYTES = 4096
 MAX_DATA_BYTES = 32 * 1024
@@ -31,6 +31,44 @@ MAX_NAMESPACES = 60
 MAX_NAMESPACE_BYTES = 256
 """The most namespaces that a heartbeat names, and the longest: its decoder takes 64 of anything, of 1 KiB at most.
 (Where a server takes any namespace, its clients make them up.)"""
+
+
+class Members(dict[str, str]):
+    """The members of a room, as far as python-socketio looks at them: Engine.IO sids by sids.
+
+    Its own, a `bidict`, has the reverse of it as well, which is needed of the room of everybody only. It takes three
+    times the memory, and most rooms are those of single clients.
+    """
+
+    __slots__ = ()
+
+    @property
+    def _fwdm(self) -> Members:
+        return self
+
+
+class Pending(dict[str, "_Sids"]):
+    """Clients that are on their way in or out, by namespace, in place of python-socketio's lists of sids.
+
+    When very many come or go at once, to look for one in a list costs more the more there are.
+    """
+
+    __slots__ = ()
+
+    def __setitem__(self, namespace: str, sids: Iterable[str]) -> None:
+        super().__setitem__(namespace, _Sids((sid, None) for sid in sids))
+
+
+class _Sids(dict[str, None]):
+    """What python-socketio uses of a list."""
+
+    __slots__ = ()
+
+    def append(self, sid: str) -> None:
+        self[sid] = None
+
+    def remove(self, sid: str) -> None:
+        del self[sid]
 
 
 class Clients:

@@ -27,15 +27,18 @@ from gevent import selectors, socket
 from gevent.event import Event
 from geventwebsocket.websocket import WebSocket
 
-from . import startup
+from . import startup, tasks
 from .errors import WebSocketError
 from .limits import ENDING_SECONDS, ClientLimits
+from .net.pause import Turns
 from .net.transport import Transport
 from .outlets import NOTHING, Outlet
 from .websocket import BoundedWebSocket
 
 __all__ = ["install"]
 
+_EXIT = Turns()
+"""Through which all pass whose connections have ended: ten thousand of them at once would stop everything else."""
 _STOCK_HANDLER = Socket._websocket_handler
 _TOO_BIG = 1009
 
@@ -54,6 +57,7 @@ def install(server: Any, limits: ClientLimits, outlets: dict[str, Outlet], logge
         logger.warning("this python-engineio is not known: clients have no limits, and events go through its queues")
         return
     limits.watch(server)
+    tasks.install(eio)
 
     def websocket(handler: Any, _eio: Any) -> Callable[..., Any]:
         def serve(environ: dict[str, Any], start_response: Callable[..., Any]) -> Any:
@@ -122,7 +126,10 @@ class _Connection:
         self._waits_until_used -= 1
         if self._waits_until_used == -1:
             self._is_used()
-        return super().wait()  # type: ignore[misc]
+        message = super().wait()  # type: ignore[misc]
+        if message is None:
+            _EXIT.take_turn()
+        return message
 
     def _is_used(self) -> None:
         """The session writes to this connection."""
@@ -143,6 +150,7 @@ class _Connection:
             connections.remove(self)
             if self._ending is not None:
                 self._ending.kill(block=False)
+                self._ending = None
 
 
 class _Stock(_Connection, WebSocketWSGI):  # type: ignore[misc]  # python-engineio has no types
@@ -183,6 +191,8 @@ class _Stock(_Connection, WebSocketWSGI):  # type: ignore[misc]  # python-engine
 class _Simple(_Connection, SimpleWebSocketWSGI):  # type: ignore[misc]  # python-engineio has no types
     """On simple-websocket."""
 
+    ws: Any
+
     def __init__(self, limits: ClientLimits, outlets: dict[str, Outlet], handler: Any, eio: Any) -> None:
         _Connection.__init__(self, limits, outlets, handler, eio)
         options: dict[str, Any] = {"max_message_size": eio.max_http_buffer_size} if limits.bounded_reader else {}
@@ -196,9 +206,21 @@ class _Simple(_Connection, SimpleWebSocketWSGI):  # type: ignore[misc]  # python
             **options,
         )
 
+    def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Any:
+        """The whole life of the connection."""
+        try:
+            return SimpleWebSocketWSGI.__call__(self, environ, start_response)
+        finally:
+            # Both lead back here, and such circles are left to the garbage collector.
+            self.app = self.ws = None
+
     def _serve(self, _websocket: Any) -> Any:
         """The life of the connection, from when it is upgraded."""
         sock = self.ws.sock
+        # Of the request: nothing is read through it any more, and it keeps a buffer.
+        rfile = getattr(self.ws.environ["wsgi.input"], "rfile", None)
+        if rfile is not None:
+            rfile.close()
         self._transport = Transport(sock, is_client=False)
         outlet = self._make_outlet(sock)
         self.ws.sock = _Socket(sock, sock.sendall if outlet is None else outlet.write)
@@ -235,7 +257,7 @@ class _Socket:
         return getattr(self._sock, name)
 
 
-class _Thread(gevent.Greenlet):  # type: ignore[misc]  # gevent has no types
+class _Thread(tasks.Task):
     """A greenlet that is made like a thread."""
 
     def __init__(self, target: Callable[[], None]) -> None:

@@ -140,7 +140,7 @@ class ClientQueue(JoinableQueue):  # type: ignore[misc]  # gevent ships no types
     and comes back. So whoever waits for a packet has sent those of the round before.
 
     Attributes:
-        session: the Engine.IO socket that it belongs to.
+        session: the Engine.IO socket that it belongs to, until that has ended.
         connections: those that the client has, WebSockets only.
     """
 
@@ -159,6 +159,9 @@ class ClientQueue(JoinableQueue):  # type: ignore[misc]  # gevent ships no types
         if item is None:
             for connection in self.connections:
                 connection.end_soon()
+            # It has a queue: to leave a circle of the two to the garbage collector would cost more the more clients
+            # there are.
+            self.session = None
         else:
             waiting = self._waiting_bytes
             if waiting > self._limits.crowded_bytes:
@@ -191,6 +194,6 @@ class ClientQueue(JoinableQueue):  # type: ignore[misc]  # gevent ships no types
 
     def _overflow(self) -> None:
         """Cut the client, once. What would be added is dropped from now on."""
-        if self._waiting_bytes != inf:
+        if self._waiting_bytes != inf and self.session is not None:
             self._waiting_bytes = inf
             gevent.spawn(self._limits.cut, self.session, list(self.connections))

@@ -23,7 +23,7 @@ from socketio.pubsub_manager import PubSubManager
 
 from . import connections, startup, testclient
 from .asking import Asking
-from .clients import Clients
+from .clients import Clients, Members, Pending
 from .cluster.acknowledgements import Acknowledgements, Tally, in_greenlets
 from .cluster.api import ClusterApi
 from .cluster.events import ServerEvents
@@ -39,6 +39,7 @@ from .leaving import Leave
 from .limits import ClientLimits
 from .net.mesh import FLUSH_SECONDS, Mesh, PeerInfo
 from .net.outboxes import Counters
+from .net.pause import in_slices
 from .node import Node
 from .packets import Packets, arguments_of
 from .presence import Presence, PresenceService
@@ -177,6 +178,8 @@ class GeventMeshManager(ClusterApi, PubSubManager):  # type: ignore[misc]  # pyt
             embedded_port=embedded_port,
         )
         super().__init__(channel=channel, write_only=write_only, logger=logger)
+        # Of these two, older ones of python-socketio have only the second.
+        self.pending_connect, self.pending_disconnect = Pending(), Pending()
         if json is not None:
             # Not every supported python-socketio has a parameter for it.
             self.json = json
@@ -556,6 +559,10 @@ class GeventMeshManager(ClusterApi, PubSubManager):  # type: ignore[misc]  # pyt
         """Empty a room on all nodes."""
         _check_room(room)
         namespace = namespace or "/"
+        if not self._clients.is_ours(room, namespace):
+            for sid in in_slices(list(self.rooms.get(namespace, {}).get(room, ()))):
+                self.basic_leave_room(sid, namespace, room)
+        # Who has come meanwhile; and where the room is a client's own, it is said here that it stays.
         Manager.close_room(self, room, namespace)
         data = messages.sockets_leave(messages.options([room]), [room])
         self._node.publish(MessageType.SOCKETS_LEAVE, namespace, data)
@@ -581,6 +588,8 @@ class GeventMeshManager(ClusterApi, PubSubManager):  # type: ignore[misc]  # pyt
         """
         if room != sid and self._node.is_elsewhere(room):
             raise ValueError(f"{room!r} is the sid of a client: nobody else can enter its room")
+        if room is not None and namespace in self.rooms:
+            self.rooms[namespace].setdefault(room, Members())
         super().basic_enter_room(sid, namespace, room, eio_sid=eio_sid)
         self._clients.entered(sid, namespace, room, eio_sid)
         if self._interest is not None:

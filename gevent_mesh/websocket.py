@@ -14,6 +14,8 @@ Rules:
 from __future__ import annotations
 
 import contextlib
+import io
+from collections.abc import Callable
 from time import monotonic
 
 import gevent
@@ -58,9 +60,11 @@ class BoundedWebSocket(WebSocket):  # type: ignore[misc]  # gevent-websocket shi
         self.closed = False
         # Else it would send a close frame when it is deleted, in the middle of ours.
         upgraded.closed = True
-        self.transport = Transport(upgraded.handler.socket, is_client=False)
+        # And would make a class for that, which is garbage at once, and of a kind that is costly to collect.
+        upgraded.handler = None
+        self.transport = Transport(self.handler.socket, is_client=False)
         self.refused: WebSocketError | None = None
-        self._read = upgraded.handler.rfile.read1
+        self._read: Callable[[int], bytes] = self._read_first
         self._decoder = MessageDecoder(max_message_bytes=max_message_bytes)
         self._writing = Semaphore(1)
         self._slice_ends = 0.0
@@ -155,6 +159,14 @@ class BoundedWebSocket(WebSocket):  # type: ignore[misc]  # gevent-websocket shi
                 return None
             self._decoder.feed(data)
         return found
+
+    def _read_first(self, _max_bytes: int) -> bytes:
+        rfile = self.handler.rfile
+        data: bytes = rfile.read1(io.DEFAULT_BUFFER_SIZE)
+        # It has nothing more, and is not asked again: whoever waits at the socket itself keeps no buffer meanwhile.
+        self._read = self.handler.socket.recv
+        rfile.close()
+        return data
 
     def _read_some(self) -> bytes:
         began = monotonic()

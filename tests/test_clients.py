@@ -78,8 +78,12 @@ class Tables:
             for namespace, known in rooms.items()
             for sid in known.get(None, ())
         }
-        pending = getattr(manager, "pending_connect", None), manager.pending_disconnect
+        pending = _listed(getattr(manager, "pending_connect", {})), _listed(manager.pending_disconnect)
         return rooms, of_each, pending, list(manager.callbacks)
+
+
+def _listed(pending: Any) -> dict[str, list[str]]:
+    return {namespace: list(sids) for namespace, sids in pending.items()}
 
 
 @settings(max_examples=200, deadline=None)

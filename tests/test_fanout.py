@@ -112,6 +112,7 @@ class Served:
     """A server with clients of its own."""
 
     def __init__(self, handler: str = "gevent-websocket", *, direct_writes: bool = True, **options: Any) -> None:
+        self.handler = handler
         self.manager = GeventMeshManager([], ws_port=0, direct_writes=direct_writes)
         self.sio = socketio.Server(async_mode="gevent", client_manager=self.manager, namespaces=["/"], **options)
         self.server = WSGIServer(

@@ -10,8 +10,9 @@ from time import monotonic
 from typing import TypeVar
 
 import gevent
+from gevent.lock import Semaphore
 
-__all__ = ["ITEMS_SLICE_SECONDS", "SLICE_SECONDS", "at_work", "give_way", "in_slices", "worked_at"]
+__all__ = ["ITEMS_SLICE_SECONDS", "SLICE_SECONDS", "Turns", "at_work", "give_way", "in_slices", "worked_at"]
 
 SLICE_SECONDS = 0.005
 """How long a reader works before it lets others run."""
@@ -57,3 +58,22 @@ def in_slices(items: Iterable[T]) -> Iterator[T]:
             give_way()
             slice_ends = monotonic() + ITEMS_SLICE_SECONDS
         yield item
+
+
+class Turns:
+    """Work that many greenlets do at the same moment, each its own: one goes after the other.
+
+    Whoever finds a slice of time used up gives way first, and those behind it wait that long. Nobody is held up by one
+    that waits for something later on.
+    """
+
+    def __init__(self) -> None:
+        self._door = Semaphore(1)
+        self._slice_ends = 0.0
+
+    def take_turn(self) -> None:
+        """Wait until it is this greenlet's turn."""
+        with self._door:
+            if monotonic() > self._slice_ends:
+                give_way()
+                self._slice_ends = monotonic() + ITEMS_SLICE_SECONDS

@@ -127,6 +127,7 @@ class Control:
         self._boot = secrets.token_hex(4)
         self._ear: Ear | None = None
         self._gaps: list[float] = []
+        self._longest_work = 0.0
         self._disconnected: list[str] = []
         self._presence = manager.presence()
         self._presence_log: list[tuple[str, Any]] = []
@@ -305,10 +306,20 @@ class Control:
         # What the garbage collector owes after so many new objects is not to be paid by what is measured next.
         gc.collect()
 
+    def freeze_what_stays(self) -> None:
+        """Keep the garbage collector's pauses short (docs/clients.md)."""
+        gc.collect()
+        gc.callbacks.append(_freeze)
+
     def watch_hub(self) -> None:
         """From now on, note how long others have to wait."""
         self._gaps = []
+        self._longest_work = 0.0
         self._watching = gevent.spawn(self._tick)
+
+    def longest_work(self) -> float:
+        """As `longest_gap`, of the processor's time: what others on a busy machine do is not in it. Ends nothing."""
+        return self._longest_work
 
     def longest_gap(self) -> float:
         """The longest that others had to wait since `watch_hub`, in seconds. Ends it."""
@@ -388,12 +399,13 @@ class Control:
             self._sio.emit("tick", (self._boot, self._sent, monotonic(), *tail), room=room)
 
     def _tick(self) -> None:
-        last = monotonic()
+        last, worked = monotonic(), time.process_time()
         while True:
             gevent.sleep(0.005)
-            now = monotonic()
+            now, works = monotonic(), time.process_time()
             self._gaps.append(now - last - 0.005)
-            last = now
+            self._longest_work = max(self._longest_work, works - worked)
+            last, worked = now, works
 
     # -- life
 
@@ -442,6 +454,11 @@ def _plain(result: Any) -> Any:
             for socket in result
         ]
     return list(result.items()) if isinstance(result, RoomCounts) else result
+
+
+def _freeze(phase: str, info: dict[str, int]) -> None:
+    if phase == "stop" and info["generation"] == 2:
+        gc.freeze()
 
 
 def build(options: dict[str, Any]) -> tuple[Any, GeventMeshManager, Control]:

@@ -89,6 +89,8 @@ def test_limits_of_clients(pages: list[Page]) -> None:
         large.send("4" + "x" * 100_000)
         assert large.close_code() == 1009
         eventually(lambda: ask(page, "/cut") == {"slow": 1, "refused": 1})
+    page.do("gc.collect()")
+    assert page.do("gc.get_freeze_count()") > 10_000
 
 
 @pytest.mark.parametrize("pages", ["docs/cluster.md"], indirect=True)

@@ -8,7 +8,7 @@ from time import monotonic
 import gevent
 from gevent import socket
 
-from gevent_mesh.net.pause import give_way, in_slices
+from gevent_mesh.net.pause import Turns, give_way, in_slices
 from tests.support import eventually
 
 
@@ -78,3 +78,47 @@ def test_items_come_whole_and_in_order_in_the_hub_as_well() -> None:
     eventually(lambda: len(came) == 20_000)
     timer.close()
     assert came == list(range(20_000))
+
+
+def test_many_whose_sockets_end_at_once_let_timers_run_between_them() -> None:
+    turns, done, ticks = Turns(), [], [0]
+    pairs = [socket.socketpair() for _ in range(100)]
+
+    def tick() -> None:
+        while True:
+            gevent.sleep(0.001)
+            ticks[0] += 1
+
+    def one(number: int) -> None:
+        pairs[number][0].recv(1)
+        turns.take_turn()
+        work(0.001)
+        done.append(number)
+
+    readers = [gevent.spawn(one, number) for number in range(100)]
+    ticking = gevent.spawn(tick)
+    gevent.sleep(0.01)
+    for _, far in pairs:
+        far.close()
+    ticks[0] = 0
+    gevent.joinall(readers, timeout=10)
+    ticking.kill()
+    assert sorted(done) == list(range(100))
+    # Once for every slice of two milliseconds, unless the machine is busy.
+    assert ticks[0] > 10
+    for near, _ in pairs:
+        near.close()
+
+
+def test_who_waits_after_its_turn_holds_up_nobody() -> None:
+    turns, done = Turns(), []
+
+    def one(number: int) -> None:
+        turns.take_turn()
+        gevent.sleep(0 if number else 30)
+        done.append(number)
+
+    slow, *others = [gevent.spawn(one, number) for number in range(5)]
+    gevent.joinall(others, timeout=5)
+    assert done == [1, 2, 3, 4]
+    slow.kill()
