@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from ..measuring import Measure
-from . import cluster
+from . import churn, cluster, fanout, memory
 
 __all__ = ["MEASURES"]
 
-MEASURES: dict[str, Measure] = {module.MEASURE.key: module.MEASURE for module in (cluster,)}
+MEASURES: dict[str, Measure] = {module.MEASURE.key: module.MEASURE for module in (cluster, fanout, churn, memory)}
