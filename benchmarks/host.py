@@ -52,6 +52,7 @@ class Host:
         self._padding = padding()
         self._emitted = 0
         self._entered = 0
+        self._parts = 0
         self._watch: Watch | None = None
         self.open: dict[Any, None] = {}
         sio.on("connect", self._enter)
@@ -63,10 +64,7 @@ class Host:
 
     def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         action = getattr(self, "do_" + environ["PATH_INFO"][1:])
-        arguments = dict(parse_qsl(environ["QUERY_STRING"]))
-        room = arguments.pop("room", None)
-        numbers: dict[str, Any] = {name: float(value) for name, value in arguments.items()}
-        answer = action(**numbers, **({"room": room} if room else {}))
+        answer = action(**{name: float(value) for name, value in parse_qsl(environ["QUERY_STRING"])})
         start_response("200 OK", [("Content-Type", "application/json")])
         return [json.dumps(answer).encode()]
 
@@ -78,12 +76,12 @@ class Host:
 
     def do_state(self) -> dict[str, int]:
         """Who is connected."""
-        peers = sum(peer.connected for peer in self._peers())
+        peers = sum(peer.state == "alive" for peer in self._peers())
         return {"clients": len(self._sio.eio.sockets), "peers": peers}
 
     def _peers(self) -> Iterable[Any]:
         manager = self._sio.manager
-        return manager.peers() if isinstance(manager, GeventMeshManager) else ()
+        return manager.peers if isinstance(manager, GeventMeshManager) else ()
 
     def do_settle(self, clients: float, seconds: float) -> bool:
         """Wait until so many are connected and have entered their rooms; whether it has come to that."""
@@ -99,8 +97,8 @@ class Host:
         """Free what is garbage."""
         gc.collect()
 
-    def do_emit(self, events: float, pause: float, room: str | None = None) -> int:
-        """Emit to a room, or to everybody, each event a pause after the one before.
+    def do_emit(self, events: float, pause: float) -> int:
+        """Emit to everybody, each event a pause after the one before.
 
         Returns:
             The number of the last one.
@@ -108,9 +106,14 @@ class Host:
         began = time.monotonic()
         for turn in range(int(events)):
             gevent.sleep(max(0.0, began + turn * pause - time.monotonic()))
-            self._sio.emit("tick", (self._emitted, time.monotonic_ns(), self._padding), to=room)
+            self._sio.emit("tick", (self._emitted, time.monotonic_ns(), self._padding))
             self._emitted += 1
         return self._emitted - 1
+
+    def do_part(self, room: float) -> None:
+        """Emit to a room of a hundred."""
+        self._parts += 1
+        self._sio.emit("part", (-self._parts, time.monotonic_ns(), self._padding), to=f"hundred {room:.0f}")
 
     def do_bare(self, events: float, pause: float) -> dict[str, float]:
         """What `emit` cannot cost less than: the same frame for all, given to the kernel in a loop.

@@ -27,7 +27,7 @@ from typing import Any
 
 from .client import UPGRADE
 from .planning import raise_descriptor_limit
-from .wire import TICK, Audience, Member, frame, texts
+from .wire import PART, TICK, Audience, Member, frame, texts
 
 __all__ = ["main"]
 
@@ -164,7 +164,7 @@ class Swarm:
             found = client.texts()
             now = time.monotonic_ns()
             for text in found:
-                if client.member is not None and text.startswith(TICK):
+                if client.member is not None and text.startswith((TICK, PART)):
                     _, number, emitted, _ = text.split(b",", 3)
                     self._audience.add(client.member, int(number), int(emitted), now)
                 elif text == PING:

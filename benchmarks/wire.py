@@ -1,7 +1,8 @@
 """The little of WebSocket, Engine.IO and Socket.IO that a counting client needs. No input or output.
 
 An event on the wire is ``42["tick",NUMBER,TIME,"padding"]`` in one text frame: numbers from 0 without a gap, the time
-of emission in nanoseconds of the monotonic clock. ``42["end",COUNT]`` says how many there were.
+of emission in nanoseconds of the monotonic clock. ``42["end",COUNT]`` says how many there were. An event that is not for
+all clients is a ``part`` instead of a ``tick``, and its number is negative.
 """
 
 from __future__ import annotations
@@ -10,9 +11,10 @@ import struct
 from collections.abc import Iterable
 from typing import Any
 
-__all__ = ["EVENT_BYTES", "TICK", "Audience", "Member", "Sequence", "frame", "padding", "texts"]
+__all__ = ["EVENT_BYTES", "PART", "TICK", "Audience", "Member", "Sequence", "frame", "padding", "texts"]
 
 TICK = b'42["tick",'
+PART = b'42["part",'
 EVENT_BYTES = 110
 
 _TEXT = 0x1
@@ -123,9 +125,11 @@ class Audience:
         self._doubled = 0
 
     def add(self, member: Member, number: int, emitted_ns: int, now_ns: int) -> None:
-        """One client has had one event."""
-        self._emitted[number] = emitted_ns
+        """One client has had one event. A negative number is of none that all should have."""
         self._delays.setdefault(number, []).append(now_ns - emitted_ns)
+        if number < 0:
+            return
+        self._emitted[number] = emitted_ns
         self._newest = max(self._newest, number)
         if number <= member.last:
             self._doubled += 1
