@@ -192,8 +192,9 @@ def make_manager(contender: str, discovery: str) -> Any:
 @click.argument("contender", type=click.Choice(["mesh", "queues", "stock"]))
 @click.option("--discovery", default="", help="URL; without it a node works alone.")
 @click.option("--nodes", default=1, help="Among how many nodes the rooms of a hundred are spread.")
+@click.option("--companions", default=0, help="So many more nodes in this process, which serve nobody.")
 @click.option("--pings", is_flag=True, help="As Engine.IO has them by default.")
-def main(contender: str, discovery: str, nodes: int, pings: bool) -> None:
+def main(contender: str, discovery: str, nodes: int, companions: int, pings: bool) -> None:
     """Serve clients, and do what is told over HTTP."""
     raise_descriptor_limit()
     timing = {} if pings else {"ping_interval": LONG_SECONDS, "ping_timeout": LONG_SECONDS}
@@ -204,6 +205,10 @@ def main(contender: str, discovery: str, nodes: int, pings: bool) -> None:
         ("127.0.0.1", 0), application, handler_class=_handler(host.open), log=None, backlog=BACKLOG
     )
     server.start()
+    for _ in range(companions):
+        companion = make_manager(contender, discovery)
+        socketio.Server(async_mode="gevent", client_manager=companion)
+        companion.start()
     print(f"listening on {server.server_port}", flush=True)
     server.serve_forever()
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import psutil
 
 from .children import ROOT, BenchmarkError, Children, children
 from .contenders import CONTENDERS
@@ -56,6 +57,7 @@ MEASURE = Measure(
         "connects_per_second": Kind("clients connected/s, all nodes", 0, more_is_better=True),
         "connect_us": Kind("CPU us/connect", 0),
         "kib": Kind("KiB/client, resident, nodes"),
+        "system_kib": Kind("KiB/client, everything: both ends, the kernel's buffers"),
         "idle_us": Kind("CPU us/client/s, nodes, nothing happens but pings"),
         "broadcast_p50_ms": Kind("broadcast: until half have it, ms", 0),
         "broadcast_p99_ms": Kind("until 99 % have it, ms", 0),
@@ -178,7 +180,8 @@ def measure(planned: Plan, *, quick: bool = False, told: Told = lambda _: None) 
 
 
 def _connect(cluster: _Cluster, told: Told) -> Sample:
-    memory, cpu, began = cluster.resident_bytes(), cluster.cpu_seconds(), time.monotonic()
+    memory, system = cluster.resident_bytes(), _free_bytes()
+    cpu, began = cluster.cpu_seconds(), time.monotonic()
     cluster.connect(told)
     seconds, cpu = time.monotonic() - began, cluster.cpu_seconds() - cpu
     held = cluster.resident_bytes() - memory
@@ -187,7 +190,12 @@ def _connect(cluster: _Cluster, told: Told) -> Sample:
         "connects_per_second": cluster.clients / seconds,
         "connect_us": cpu * 1e6 / cluster.clients,
         "kib": held / 1024 / cluster.clients,
+        "system_kib": (system - _free_bytes()) / 1024 / cluster.clients,
     }
+
+
+def _free_bytes() -> int:
+    return int(psutil.virtual_memory().available)
 
 
 def _idle(cluster: _Cluster, seconds: float, told: Told) -> Sample:

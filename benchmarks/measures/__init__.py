@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from ..measuring import Measure
-from . import churn, cluster, fanout, memory
+from . import churn, cluster, fanout, links, memory
 
 __all__ = ["MEASURES"]
 
-MEASURES: dict[str, Measure] = {module.MEASURE.key: module.MEASURE for module in (cluster, fanout, churn, memory)}
+MEASURES: dict[str, Measure] = {module.MEASURE.key: module.MEASURE for module in (cluster, fanout, churn, memory, links)}
