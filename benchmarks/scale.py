@@ -213,7 +213,9 @@ def _broadcast(cluster: _Cluster, told: Told) -> Sample:
     used = cluster.cpu_seconds() - before
     delays = cluster.delays()
     for number, delay in enumerate(delays):
-        told(f"broadcast {number + 1}: half have it after {percentile(delay, 0.5):.0f} ms, all after {delay[-1]:.0f} ms")
+        told(
+            f"broadcast {number + 1}: half have it after {percentile(delay, 0.5):.0f} ms, all after {delay[-1]:.0f} ms"
+        )
     return {
         "broadcast_p50_ms": _middle([percentile(delay, 0.5) for delay in delays]),
         "broadcast_p99_ms": _middle([percentile(delay, 0.99) for delay in delays]),

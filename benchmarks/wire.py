@@ -1,8 +1,8 @@
 """The little of WebSocket, Engine.IO and Socket.IO that a counting client needs. No input or output.
 
 An event on the wire is ``42["tick",NUMBER,TIME,"padding"]`` in one text frame: numbers from 0 without a gap, the time
-of emission in nanoseconds of the monotonic clock. ``42["end",COUNT]`` says how many there were. An event that is not for
-all clients is a ``part`` instead of a ``tick``, and its number is negative.
+of emission in nanoseconds of the monotonic clock. ``42["end",COUNT]`` says how many there were. An event that is not
+for all clients is a ``part`` instead of a ``tick``, and its number is negative.
 """
 
 from __future__ import annotations

@@ -7,4 +7,6 @@ from . import churn, cluster, fanout, links, memory
 
 __all__ = ["MEASURES"]
 
-MEASURES: dict[str, Measure] = {module.MEASURE.key: module.MEASURE for module in (cluster, fanout, churn, memory, links)}
+MEASURES: dict[str, Measure] = {
+    module.MEASURE.key: module.MEASURE for module in (cluster, fanout, churn, memory, links)
+}

@@ -4,7 +4,9 @@ A sample is one server process, whose connect handler puts each client into thre
 one of its own), and one process that holds the clients:
 
 - **connect** and **disconnect**: CPU time of the server for each client of a batch, on top of the clients of the point;
-  those that hang up are spread over all of them. The batches alternate.
+  those that hang up are spread over all of them. The batches alternate. Python's garbage collector leaves out what
+  was there before them: with many clients one full collection costs as much as hundreds of connects, and would be in
+  one batch and not in the next. `memory` says what it takes.
 - **the hub** while 10,000 clients (all, when there are fewer) hang up at once: the longest time that nothing else ran,
   and how long it took until they were gone.
 """
@@ -31,6 +33,7 @@ def _sample(contender: str, clients: int, quick: bool) -> Sample:
     with one_node(contender) as (host, swarm):
         swarm.connect(host.port, clients - 1)
         host.settle(clients, SETTLE_SECONDS)
+        host.ask("freeze")
         costs = [_batch(host, swarm, clients, batch) for _ in range(batches)]
         held_ms, seconds = _mass(host, swarm, clients)
         tally = swarm.tally()

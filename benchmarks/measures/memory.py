@@ -1,7 +1,9 @@
 """Resident memory of a node for each client that does nothing, in three rooms (see `churn`).
 
 What the process holds with all clients, less what it held with one, garbage collected both times. The kernel's buffers
-of the sockets are not in it: they are the same for everybody.
+of the sockets are not in it: they are the same for everybody. With it goes how long Python takes for a full garbage
+collection when all of them are there. It does one by itself whenever a quarter more objects have come, and nothing else
+runs meanwhile.
 """
 
 from __future__ import annotations
@@ -20,7 +22,8 @@ def _sample(contender: str, clients: int, _quick: bool) -> Sample:
         swarm.connect(host.port, clients - 1)
         host.settle(clients, SETTLE_SECONDS)
         held = host.resident_bytes() - before
-    return {"kib": held / 1024 / (clients - 1)}
+        collection_ms = float(host.ask("collect"))
+    return {"kib": held / 1024 / (clients - 1), "collection_ms": collection_ms}
 
 
 MEASURE = Measure(
@@ -30,6 +33,9 @@ MEASURE = Measure(
     points=(5_000, 10_000),
     quick_points=(1_000,),
     contenders={key: CONTENDERS[key] for key in ("mesh", "stock")},
-    kinds={"kib": Kind("KiB/client, resident")},
+    kinds={
+        "kib": Kind("KiB/client, resident"),
+        "collection_ms": Kind("a full garbage collection, ms", 0),
+    },
     sample=_sample,
 )
