@@ -35,10 +35,11 @@ MIN_RATE = 300
 """Clients that connect in a second, at the very least."""
 STEP_SECONDS = 5.0
 IDLE_SECONDS, QUICK_IDLE_SECONDS = 25.0, 1.0
-BROADCASTS, ROOM_EVENTS = 5, 50
+BROADCASTS = 5
+ROOM_EVENTS, QUICK_ROOM_EVENTS = 50, 10
 ROOM_PAUSE_SECONDS = 0.05
 CHURN_SHARE = 0.01
-CHURN_SECONDS, QUICK_CHURN_SECONDS = 30.0, 3.0
+CHURN_SECONDS, QUICK_CHURN_SECONDS = 30.0, 2.0
 CHURN_PAUSE_SECONDS = 3.0
 DELIVERIES_PER_SECOND = 20_000
 """Of all nodes and swarms together, on two busy cores, at the very least."""
@@ -174,7 +175,7 @@ def measure(planned: Plan, *, quick: bool = False, told: Told = lambda _: None) 
         sample |= _connect(cluster, told)
         sample |= _idle(cluster, QUICK_IDLE_SECONDS if quick else IDLE_SECONDS, told)
         sample |= _broadcast(cluster, told)
-        sample |= _rooms(cluster, told)
+        sample |= _rooms(cluster, QUICK_ROOM_EVENTS if quick else ROOM_EVENTS, told)
         sample |= _churn(cluster, QUICK_CHURN_SECONDS if quick else CHURN_SECONDS, told)
         return sample | cluster.counts()
 
@@ -224,9 +225,9 @@ def _broadcast(cluster: _Cluster, told: Told) -> Sample:
     }
 
 
-def _rooms(cluster: _Cluster, told: Told) -> Sample:
+def _rooms(cluster: _Cluster, events: int, told: Told) -> Sample:
     rooms = max(1, cluster.clients // ROOM_CLIENTS)
-    for turn in range(ROOM_EVENTS):
+    for turn in range(events):
         cluster.hosts[0].ask("part", room=turn % rooms)
         time.sleep(ROOM_PAUSE_SECONDS)
     # Behind this one everybody has had what is before it. It is a broadcast, and not counted here.
