@@ -19,7 +19,7 @@ SOURCES := gevent_mesh discovery examples_flask benchmarks tests noxfile.py
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PRECIOUS: $(VENV)/.installed-%
-.PHONY: help demo test nemesis soak fuzz check lint types format bench bench-scale vendor clean
+.PHONY: help demo test nemesis soak fuzz check lint types format bench bench-scale figures vendor clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 20
@@ -52,11 +52,15 @@ format: $(VENV)/.installed-dev  ## rewrite the sources in the one format
 	$(BIN)/ruff check --fix-only $(SOURCES)
 	$(BIN)/ruff format $(SOURCES)
 
-bench: $(VENV)/.installed-bench  ## measure against python-socketio's RedisManager; needs redis-server
+bench: $(VENV)/.installed-bench  ## measure it and the other ways; needs redis-server; ARGS=--quick for two minutes
 	$(BIN)/python -m benchmarks $(ARGS)
 
 bench-scale: $(VENV)/.installed-bench  ## as many live clients as this machine carries; ARGS="--clients 100000 --nodes 8"
 	$(BIN)/python -m benchmarks.scale $(ARGS)
+
+figures: $(VENV)/.installed-bench  ## tables and pictures of the documentation, from docs/performance.json
+	$(BIN)/python -m benchmarks.document
+	$(BIN)/python -m benchmarks.plots
 
 clean:  ## remove everything that was made here
 	rm -rf .venv .venv-* .nox build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage* htmlcov

@@ -12,9 +12,10 @@ from types import FrameType
 import click
 
 from .children import ROOT, BenchmarkError
+from .contenders import check_installed
 from .measures import MEASURES
 from .measuring import Measure, Results, take_samples
-from .report import as_json, print_table, write
+from .report import as_json, measure_as_json, print_tables, write
 
 __all__ = ["main"]
 
@@ -36,23 +37,24 @@ def main(rounds: int, quick: bool, measures: Sequence[str], contenders: Sequence
     def told(line: str) -> None:
         click.echo(f"[{time.monotonic() - began:4.0f} s] {line}", err=True)
 
+    chosen = [MEASURES[key] for key in measures or MEASURES]
     results: list[Results] = []
     try:
-        for key in measures or MEASURES:
-            measure = MEASURES[key]
-            taking_part = _taking_part(measure, contenders)
-            if taking_part:
+        check_installed({key for measure in chosen for key in _taking_part(measure, contenders)})
+        for measure in chosen:
+            if taking_part := _taking_part(measure, contenders):
                 results.append(take_samples(measure, taking_part, 1 if quick else rounds, quick=quick, told=told))
-                print_table(results[-1])
+                print_tables(measure_as_json(results[-1]))
                 # After each: a run that is interrupted keeps what it has.
                 write(path, as_json(results))
     except BenchmarkError as error:
         click.echo(f"benchmark: {error}", err=True)
         sys.exit(error.exit_code)
-    broken = [promise for result in results for promise in result.broken_promises()]
-    for promise in broken:
-        click.echo(f"benchmark: it never may, and has: {promise}", err=True)
-    sys.exit(1 if broken else 0)
+    problems = [f"failed: {failure}" for result in results for failure in result.failures]
+    problems += [f"never may be, and is: {promise}" for result in results for promise in result.broken_promises()]
+    for problem in problems:
+        click.echo(f"benchmark: {problem}", err=True)
+    sys.exit(1 if problems else 0)
 
 
 def _taking_part(measure: Measure, contenders: Sequence[str]) -> list[str]:

@@ -15,10 +15,11 @@ from typing import IO
 
 import psutil
 
-__all__ = ["BenchmarkError", "Child", "children", "python"]
+__all__ = ["MISSING", "BenchmarkError", "Child", "children", "python"]
 
 TERMINATE_SECONDS = 5.0
 LOG_TAIL_CHARS = 2000
+MISSING = 2
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -26,7 +27,7 @@ class BenchmarkError(Exception):
     """The measurement cannot go on.
 
     Attributes:
-        exit_code: 2 when something is missing on this machine, else 1.
+        exit_code: `MISSING` when something is missing on this machine, else 1.
     """
 
     def __init__(self, text: str, exit_code: int = 1) -> None:
@@ -96,6 +97,10 @@ class Child:
         """User and system time so far."""
         times = self._times.cpu_times()
         return float(times.user + times.system)
+
+    def signal(self, number: int) -> None:
+        """Send it a signal; nothing happens when it has ended."""
+        self._process.send_signal(number)
 
     def terminate(self) -> None:
         """Ask it to end."""

@@ -1,8 +1,9 @@
-"""The client process: `python -m benchmarks.client PORT delays|counts`.
+"""The client process: `python -m benchmarks.client PORT delays|counts SECONDS`.
 
 As lean as it can be, so that what is measured is the servers: a blocking socket and no library. It says ``connected``
-when the server has let it in, ``warm`` at the first event, and at the end prints a `Tally` as JSON. The end is the
-event that says so, or silence, when that event was lost.
+when the server has let it in, ``warm`` at the event of that name, before which nothing counts, and at the end prints a
+`Tally` as JSON. The end is the event that says so; or silence, when that event was lost; or SECONDS after the first
+event, when they come more slowly than they are emitted.
 """
 
 from __future__ import annotations
@@ -60,6 +61,12 @@ class Client:
         self._give_up_after(FIRST_EVENT_SECONDS)
         self._rest = b""
 
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._socket.close()
+
     def connect(self) -> None:
         """Upgrade, and enter the main namespace."""
         self._socket.sendall(UPGRADE.encode())
@@ -73,30 +80,33 @@ class Client:
         while not any(text.startswith(b"40") for text in self._texts()):
             pass
 
-    def tally(self, *, delays: bool) -> Tally:
+    def tally(self, seconds: float, *, delays: bool) -> Tally:
         """Count the events up to their end."""
         sequence, tally = Sequence(), Tally()
-        cpu, sampled, warm = 0.0, 0, False
+        cpu, sampled, warm, ends = 0.0, 0, False, 0
         try:
             while tally.announced is None:
                 some = self._texts()
                 now = time.monotonic_ns()
                 for text in some:
-                    if text.startswith(TICK):
+                    if warm and text.startswith(TICK):
                         _, number, emitted, _ = text.split(b",", 3)
                         sequence.add(int(number))
                         if delays:
                             tally.delays.append(now - int(emitted))
                     elif text == b"2":
                         self._socket.sendall(frame(b"3"))
-                    elif text.startswith(b'42["end",'):
+                    elif warm and text.startswith(b'42["end",'):
                         tally.announced = int(text[9:-1])
                     elif text.startswith(b'42["warm"') and not warm:
                         warm = True
                         _say("warm")
                         cpu = time.process_time()
-                if sequence.received and not sampled:
+                if sequence.received and not ends:
                     self._give_up_after(SILENCE_SECONDS)
+                    ends = now + int(seconds * 1e9)
+                if ends and now > ends:
+                    break
                 if now - sampled > SAMPLE_NS:
                     sampled = now
                     tally.samples.append((now, sequence.received))
@@ -128,11 +138,11 @@ def _say(line: str) -> None:
 
 
 def main() -> None:
-    port, mode = int(sys.argv[1]), sys.argv[2]
-    client = Client(port)
+    port, mode, seconds = sys.argv[1:]
+    client = Client(int(port))
     client.connect()
     _say("connected")
-    _say(json.dumps(asdict(client.tally(delays=mode == "delays"))))
+    _say(json.dumps(asdict(client.tally(float(seconds), delays=mode == "delays"))))
 
 
 if __name__ == "__main__":

@@ -1,17 +1,20 @@
-"""Who is compared: client managers of python-socketio, each with what it needs beside the servers."""
+"""Who is compared across nodes: client managers of python-socketio, each with what it needs beside the servers."""
 
 from __future__ import annotations
 
+import importlib
 import re
 import shutil
 import socket
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from .children import BenchmarkError, Child, Children, python
+from gevent_mesh.config import MeshConfig
 
-__all__ = ["CONTENDERS", "Contender", "redis_server_version"]
+from .children import MISSING, BenchmarkError, Child, Children, python
+
+__all__ = ["CONTENDERS", "Contender", "check_installed", "redis_server_version"]
 
 START_SECONDS = 10.0
 REDIS_START_ATTEMPTS = 3
@@ -61,15 +64,17 @@ def _redis_server() -> str:
     path = shutil.which("redis-server")
     if path is None:
         raise BenchmarkError(
-            "redis-server is not installed, and python-socketio's RedisManager is measured with a real one; "
-            "on Debian and Ubuntu: apt-get install redis-server",
-            exit_code=2,
+            "redis-server is not installed, and RedisManager and KombuManager are measured with a real one; "
+            "on Debian and Ubuntu: apt-get install redis-server; without them: --contender mesh",
+            exit_code=MISSING,
         )
     return path
 
 
 def redis_server_version() -> str:
-    """The version of the redis-server that is measured."""
+    """The version of the redis-server that is measured; empty without one."""
+    if shutil.which("redis-server") is None:
+        return ""
     text = subprocess.run([_redis_server(), "--version"], capture_output=True, text=True, check=True).stdout
     match = re.search(r"v=(\S+)", text)
     return match[1] if match else "unknown"
@@ -79,6 +84,28 @@ CONTENDERS = {
     contender.key: contender
     for contender in (
         Contender("mesh", "GeventMeshManager", _start_discovery),
+        Contender("mesh-interest", "GeventMeshManager, room_interest", _start_discovery),
         Contender("redis", "RedisManager", _start_redis),
+        Contender("kombu", "KombuManager (Redis)", _start_redis),
     )
 }
+
+if "room_interest" not in MeshConfig.__dataclass_fields__:
+    del CONTENDERS["mesh-interest"]
+
+
+def check_installed(keys: Iterable[str]) -> None:
+    """Say what is missing before anything is measured.
+
+    Raises:
+        BenchmarkError: one of these contenders needs what this machine does not have.
+    """
+    if {"redis", "kombu"} & set(keys):
+        _redis_server()
+    if "kombu" in keys:
+        try:
+            importlib.import_module("kombu")
+        except ImportError:
+            raise BenchmarkError(
+                "KombuManager needs kombu: pip install kombu; without it: --contender mesh", MISSING
+            ) from None

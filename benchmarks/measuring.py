@@ -6,6 +6,7 @@ Rules:
 - At each point the contenders alternate, and each round begins with the one that the round before ended with, so that
   none is always first, and whatever else the machine does hits all of them.
 - A figure that is compared is the median of its rounds. The lowest and the highest are kept and shown.
+- A contender that fails is told, and does not keep the others from being measured.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from .children import BenchmarkError
+from .children import MISSING, BenchmarkError
 
 __all__ = ["Figure", "Kind", "Measure", "Results", "Sample", "percentile", "take_samples"]
 
@@ -83,10 +84,15 @@ class Figure:
 
 @dataclass
 class Results:
-    """All samples of one measure, by point and contender."""
+    """All samples of one measure, by point and contender.
+
+    Attributes:
+        failures: why samples could not be taken.
+    """
 
     measure: Measure
     samples: dict[tuple[int, str], list[Sample]] = field(default_factory=dict)
+    failures: list[str] = field(default_factory=list)
 
     def points(self) -> list[int]:
         """The points that there are samples of."""
@@ -126,19 +132,24 @@ def take_samples(
         told: is called with a line for each sample, as soon as there is one.
 
     Raises:
-        BenchmarkError: a sample could not be taken.
+        BenchmarkError: something is missing on this machine.
     """
     results = Results(measure)
     for point in measure.quick_points if quick else measure.points:
         for number in range(rounds):
             for contender in contenders if number % 2 == 0 else reversed(contenders):
                 where = f"{measure.key}, {point:,} {measure.unit}, round {number + 1} of {rounds}"
+                who = f"{where}, {measure.contenders[contender]}"
                 try:
                     sample = measure.sample(contender, point, quick)
                 except BenchmarkError as error:
-                    raise BenchmarkError(f"{where}, {contender}: {error}", error.exit_code) from None
+                    if error.exit_code == MISSING:
+                        raise
+                    results.failures.append(f"{who}: {error}")
+                    told(f"{who}: FAILED: {error}")
+                    continue
                 results.samples.setdefault((point, contender), []).append(sample)
-                told(f"{where}, {measure.contenders[contender]}: {_summary(measure, sample)}")
+                told(f"{who}: {_summary(measure, sample)}")
     return results
 
 

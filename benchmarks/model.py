@@ -79,31 +79,37 @@ CONSTANTS = {
         lambda at: at["system_kib"] - at["kib"],
     ),
     "collection_us": Constant(
-        "a full garbage collection, for each client, us",
+        "a full garbage collection, for each client, µs",
         "memory",
         (10_000,),
         lambda at: at["collection_ms"] * 1e3 / 10_000,
     ),
-    "connect_us": Constant("CPU of a connect, us", "churn", (15_000,), lambda at: at["connect_us"]),
-    "disconnect_us": Constant("CPU of a disconnect, us", "churn", (15_000,), lambda at: at["disconnect_us"]),
-    "ping_us": Constant("CPU of an idle client's pings, us a second", "scale", (LARGEST,), lambda at: at["idle_us"]),
+    "connect_us": Constant("CPU of a connect, µs", "churn", (15_000,), lambda at: at["connect_us"]),
+    "disconnect_us": Constant("CPU of a disconnect, µs", "churn", (15_000,), lambda at: at["disconnect_us"]),
+    "ping_us": Constant("CPU of an idle client's pings, µs a second", "scale", (LARGEST,), lambda at: at["idle_us"]),
     "delivery_us": Constant(
-        "CPU of a delivery to one of many clients, us", "fanout", (10_000,), lambda at: at["cpu_us"]
+        "CPU of a delivery to one of many clients, µs", "fanout", (10_000,), lambda at: at["cpu_us"]
     ),
     "emit_us": Constant(
-        "CPU of an event at the node that emits, to one peer, us", "cluster", (2,), lambda at: at["cpu_us_emitting"]
+        "CPU of an event at the node that emits, to one peer, µs", "cluster", (2,), lambda at: at["cpu_us_emitting"]
     ),
-    "peer_us": Constant("the same for each further peer, us", "cluster", (2, 10), _slope("cpu_us_emitting")),
+    "peer_us": Constant("the same for each further peer, µs", "cluster", (2, 10), _slope("cpu_us_emitting")),
     "receive_us": Constant(
-        "CPU of an event at a node that has no client for it, us",
+        "CPU of an event at a node that has no client for it, one by one, µs",
+        "rooms",
+        (10,),
+        lambda at: at["room_cpu_us"],
+    ),
+    "receive_many_us": Constant(
+        "the same when so many come that they share frames, µs",
         "cluster",
         (10,),
         lambda at: at["cpu_us_others"] / 8,
     ),
     "link_kib": Constant("resident memory of a link, at each end, KiB", "links", (100,), lambda at: at["link_kib"]),
-    "link_begin_us": Constant("CPU of a link's beginning, at each end, us", "links", (100,), lambda at: at["begin_us"]),
+    "link_begin_us": Constant("CPU of a link's beginning, at each end, µs", "links", (100,), lambda at: at["begin_us"]),
     "link_idle_us": Constant(
-        "CPU of an idle link, at each end, us a second", "links", (100,), lambda at: at["idle_us"]
+        "CPU of an idle link, at each end, µs a second", "links", (100,), lambda at: at["idle_us"]
     ),
     "roster_bytes": Constant(
         "roster traffic for each pair of nodes, when all start at once, bytes",
@@ -137,8 +143,8 @@ def _event_us(nodes: float, values: Values) -> float:
     return values["emit_us"] + max(0, nodes - 2) * values["peer_us"]
 
 
-def _idle_events_us(clients: float, nodes: float, values: Values) -> float:
-    """CPU us a second of one node: its share of emitting, and receiving what all others emit."""
+def _talk_us(clients: float, nodes: float, values: Values) -> float:
+    """CPU µs a second of one node: its share of emitting, and receiving what all others emit."""
     events = clients * TALKING_SHARE
     return events / nodes * _event_us(nodes, values) + events * (nodes - 1) / nodes * values["receive_us"]
 
@@ -179,10 +185,14 @@ NEEDS = (
         lambda c, n, v: 1e6 / (c / n * v["delivery_us"] + v["receive_us"]),
         1,
     ),
-    Need("an event to a room: CPU of emitting it, us", lambda _, n, v: _event_us(n, v)),
-    Need("and of all nodes that have nobody in it, us", lambda _, n, v: (n - 1) * v["receive_us"]),
+    Need("an event to a room: CPU of emitting it, µs", lambda _, n, v: _event_us(n, v)),
+    Need("and of all nodes that have nobody in it, µs", lambda _, n, v: (n - 1) * v["receive_us"]),
     Need("events of 1 % of the clients in a second, all nodes", lambda c, _, __: c * TALKING_SHARE),
-    Need("CPU of them when they go to all nodes, % of a core on each", lambda c, n, v: _idle_events_us(c, n, v) / 1e4),
+    Need("CPU of them when they go to all nodes, % of a core on each", lambda c, n, v: _talk_us(c, n, v) / 1e4),
+    Need(
+        "the same if they share frames, % of a core on each",
+        lambda c, n, v: _talk_us(c, n, {**v, "receive_us": v["receive_many_us"]}) / 1e4,
+    ),
     Need(
         "CPU of them when each goes to two nodes, % of a core on each",
         lambda c, n, v: c * TALKING_SHARE / n * (_event_us(3, v) + 2 * v["receive_us"]) / 1e4,

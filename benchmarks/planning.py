@@ -9,7 +9,7 @@ from pathlib import Path
 
 import psutil
 
-from .children import BenchmarkError
+from .children import MISSING, BenchmarkError
 
 __all__ = ["Limits", "Plan", "plan", "raise_descriptor_limit", "read_limits"]
 
@@ -104,7 +104,7 @@ def plan(clients: int, nodes: int, limits: Limits) -> Plan:
 
 
 def _refusal(text: str) -> BenchmarkError:
-    return BenchmarkError(text, exit_code=2)
+    return BenchmarkError(text, MISSING)
 
 
 def _shares(total: int, parts: int) -> list[int]:

@@ -1,4 +1,7 @@
-"""Figures out of samples: a table, and JSON with what is needed to judge it."""
+"""Figures out of samples: JSON with what is needed to judge them, and tables of it.
+
+The tables, the plots and docs/performance.md are made of the JSON alone.
+"""
 
 from __future__ import annotations
 
@@ -6,16 +9,16 @@ import json
 import os
 import platform
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from .contenders import redis_server_version
-from .measuring import Figure, Kind, Results
+from .measuring import Figure, Results
 
-__all__ = ["as_json", "print_table", "write"]
+__all__ = ["as_json", "measure_as_json", "number", "print_tables", "ratio", "tables", "write"]
 
 PACKAGES = (
     "gevent-mesh",
@@ -41,7 +44,7 @@ def as_json(results: Sequence[Results]) -> dict[str, Any]:
             "redis_server": redis_server_version(),
             "packages": {name: found for name in PACKAGES if (found := _version(name))},
         },
-        "measures": {result.measure.key: _measure_as_json(result) for result in results},
+        "measures": {result.measure.key: measure_as_json(result) for result in results},
     }
 
 
@@ -52,21 +55,28 @@ def _version(package: str) -> str:
         return ""
 
 
-def _measure_as_json(results: Results) -> dict[str, Any]:
+def measure_as_json(results: Results) -> dict[str, Any]:
+    """One measure, with what is needed to show it."""
+    measure = results.measure
     return {
-        "title": results.measure.title,
-        "unit": results.measure.unit,
-        "figures": {name: kind.label for name, kind in results.measure.kinds.items()},
+        "title": measure.title,
+        "unit": measure.unit,
+        "ours": next(iter(measure.contenders)),
+        "figures": {
+            name: {"label": kind.label, "decimals": kind.decimals, "more_is_better": kind.more_is_better}
+            for name, kind in measure.kinds.items()
+        },
         "results": [
             {
                 "point": point,
                 "contender": key,
-                "name": results.measure.contenders[key],
+                "name": measure.contenders[key],
                 "figures": {name: _figure_as_json(figure) for name, figure in results.figures(point, key).items()},
             }
             for point in results.points()
             for key in results.contenders(point)
         ],
+        "failures": results.failures,
     }
 
 
@@ -85,40 +95,56 @@ def write(path: Path, result: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 
 
-def print_table(results: Results) -> None:
-    """Medians over the rounds, lowest and highest in brackets, and how much better ours is than each other one."""
-    for point in results.points():
-        keys = results.contenders(point)
-        figures = {key: results.figures(point, key) for key in keys}
-        ours, others = keys[0], keys[1:]
-        is_compared = ours == next(iter(results.measure.contenders))
-        header = [f"{point:,} {results.measure.unit}", *(results.measure.contenders[key] for key in keys)]
+def tables(measured: Mapping[str, Any]) -> Iterator[tuple[list[str], list[list[str]]]]:
+    """A table for each point of a measure: header and lines.
+
+    Cells are medians, the lowest and the highest in brackets, and how much better ours is than each other one.
+    """
+    for point in sorted({result["point"] for result in measured["results"]}):
+        results = [result for result in measured["results"] if result["point"] == point]
+        ours: Mapping[str, Any] = next(
+            (each["figures"] for each in results if each["contender"] == measured["ours"]), {}
+        )
+        header = [f"{point:,} {measured['unit']}", *(result["name"] for result in results)]
         lines = [
-            [
-                kind.label,
-                *(
-                    _cell(
-                        kind, figures[key].get(name), figures[ours].get(name) if key in others and is_compared else None
-                    )
-                    for key in keys
-                ),
+            [kind["label"]]
+            + [
+                _cell(kind, each["figures"].get(name), ours.get(name) if each["figures"] is not ours else None)
+                for each in results
             ]
-            for name, kind in results.measure.kinds.items()
-            if any(name in figures[key] for key in keys)
+            for name, kind in measured["figures"].items()
+            if any(name in each["figures"] for each in results)
         ]
-        _print_rows(results.measure.title, header, lines)
+        yield header, lines
 
 
-def _cell(kind: Kind, figure: Figure | None, ours: Figure | None) -> str:
+def number(kind: Mapping[str, Any], value: float) -> str:
+    """A value as it is shown."""
+    return f"{value:,.{kind['decimals']}f}"
+
+
+def ratio(kind: Mapping[str, Any], ours: Mapping[str, float], theirs: Mapping[str, float]) -> float | None:
+    """How much better ours is; None where that says nothing."""
+    better, worse = (ours, theirs) if kind["more_is_better"] else (theirs, ours)
+    if kind["more_is_better"] is None or not better["median"] or not worse["median"]:
+        return None
+    return better["median"] / worse["median"]
+
+
+def _cell(kind: Mapping[str, Any], figure: Mapping[str, float] | None, ours: Mapping[str, float] | None) -> str:
     if figure is None:
         return ""
-    text = kind.text(figure.median)
-    if figure.lowest != figure.highest:
-        text += f" ({kind.text(figure.lowest)} - {kind.text(figure.highest)})"
-    if ours is None or kind.more_is_better is None or not figure.median or not ours.median:
-        return text
-    ratio = ours.median / figure.median if kind.more_is_better else figure.median / ours.median
-    return f"{text}  x {ratio:.2f}"
+    text = number(kind, figure["median"])
+    if figure["min"] != figure["max"]:
+        text += f" ({number(kind, figure['min'])} - {number(kind, figure['max'])})"
+    times = ratio(kind, ours, figure) if ours is not None else None
+    return f"{text}  x {times:.2f}" if times is not None else text
+
+
+def print_tables(measured: Mapping[str, Any]) -> None:
+    """Show a measure on the terminal."""
+    for header, lines in tables(measured):
+        _print_rows(measured["title"], header, lines)
 
 
 def _print_rows(title: str, header: Sequence[str], lines: Sequence[Sequence[str]]) -> None:

@@ -26,7 +26,7 @@ from .host import ROOM_CLIENTS
 from .local import START_SECONDS, Host, Swarm, Tally
 from .measuring import Kind, Measure, Results, Sample, percentile
 from .planning import Plan, plan, read_limits
-from .report import as_json, print_table, write
+from .report import as_json, measure_as_json, print_tables, write
 
 __all__ = ["MEASURE", "main"]
 
@@ -56,14 +56,14 @@ MEASURE = Measure(
     kinds={
         "nodes": Kind("nodes", 0, more_is_better=None),
         "connects_per_second": Kind("clients connected/s, all nodes", 0, more_is_better=True),
-        "connect_us": Kind("CPU us/connect", 0),
+        "connect_us": Kind("CPU µs/connect", 0),
         "kib": Kind("KiB/client, resident, nodes"),
         "system_kib": Kind("KiB/client, everything: both ends, the kernel's buffers"),
-        "idle_us": Kind("CPU us/client/s, nodes, nothing happens but pings"),
+        "idle_us": Kind("CPU µs/client/s, nodes, nothing happens but pings"),
         "broadcast_p50_ms": Kind("broadcast: until half have it, ms", 0),
         "broadcast_p99_ms": Kind("until 99 % have it, ms", 0),
         "broadcast_last_ms": Kind("until the last one has it, ms", 0),
-        "broadcast_us": Kind("CPU us/delivery, nodes", 2),
+        "broadcast_us": Kind("CPU µs/delivery, nodes", 2),
         "room_p50_ms": Kind("room of 100: until half have it, ms", 2),
         "room_last_ms": Kind("until the last one has it (median), ms", 2),
         "churned": Kind("clients that went and came", 0, more_is_better=None),
@@ -283,7 +283,7 @@ def main(clients: int, nodes: int, quick: bool, path: Path) -> None:
     except BenchmarkError as error:
         click.echo(f"benchmark: {error}", err=True)
         sys.exit(error.exit_code)
-    print_table(results)
+    print_tables(measure_as_json(results))
     written: dict[str, Any] = as_json([results])
     write(path, written)
     broken = results.broken_promises()

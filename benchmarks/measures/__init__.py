@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from ..measuring import Measure
-from . import churn, cluster, fanout, links, memory
+from . import churn, cluster, fanout, forming, links, memory, rooms
 
 __all__ = ["MEASURES"]
 
 MEASURES: dict[str, Measure] = {
-    module.MEASURE.key: module.MEASURE for module in (cluster, fanout, churn, memory, links)
+    module.MEASURE.key: module.MEASURE for module in (cluster, rooms, fanout, churn, memory, forming, links)
 }

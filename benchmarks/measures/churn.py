@@ -83,8 +83,8 @@ MEASURE = Measure(
     quick_points=(1_000,),
     contenders={key: CONTENDERS[key] for key in ("mesh", "stock")},
     kinds={
-        "connect_us": Kind("CPU us/connect", 0),
-        "disconnect_us": Kind("CPU us/disconnect", 0),
+        "connect_us": Kind("CPU µs/connect", 0),
+        "disconnect_us": Kind("CPU µs/disconnect", 0),
         "mass_hub_ms": Kind("longest time that the hub was held while up to 10,000 hang up, ms", 1),
         "mass_seconds": Kind("until they were gone, s", 2),
     },

@@ -65,8 +65,8 @@ MEASURE = Measure(
     contenders={"mesh": CONTENDERS["mesh"].name},
     kinds={
         "link_kib": Kind("KiB/link, resident"),
-        "begin_us": Kind("CPU us/link to begin with", 0),
-        "idle_us": Kind("CPU us/link/s, idle"),
+        "begin_us": Kind("CPU µs/link to begin with", 0),
+        "idle_us": Kind("CPU µs/link/s, idle"),
     },
     sample=_sample,
 )

@@ -1,0 +1,136 @@
+"""Fills the tables of the documentation: `python -m benchmarks.document [JSON] [--check]`.
+
+A table stands between ``<!-- figures: NAME -->`` and ``<!-- /figures -->``. NAME is a measure of the JSON, or one of
+`summary`, `nodejs`, `conditions`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from .children import ROOT
+from .plots import RESULT
+from .report import number, ratio, tables
+
+__all__ = ["PAGES", "filled", "main"]
+
+PAGES = (ROOT / "docs" / "performance.md", ROOT / "README.md")
+
+PLACE = re.compile(r"(<!-- figures: ([\w-]+) -->\n).*?(<!-- /figures -->)", re.DOTALL)
+
+SUMMARY = (
+    ("cluster", 2, "events_per_second"),
+    ("cluster", 10, "events_per_second"),
+    ("cluster", 2, "cpu_us"),
+    ("cluster", 10, "cpu_us"),
+    ("cluster", 2, "p50_ms"),
+    ("cluster", 2, "p99_ms"),
+)
+
+# Events a second, by number of nodes: measured once with the packages' own servers on two cores of this kind, in
+# another hour. No command here gives them again.
+NODEJS = {
+    "socket.io-mesh-adapter": {2: 71_570, 5: 20_150, 10: 7_851},
+    "Node's Redis adapter": {2: 79_733, 5: 48_737, 10: 29_579},
+}
+
+
+def filled(page: str, measured: Mapping[str, Any]) -> str:
+    """A page with its tables as the JSON gives them."""
+    return PLACE.sub(lambda place: place[1] + _text(place[2], measured) + place[3], page)
+
+
+def _text(name: str, measured: Mapping[str, Any]) -> str:
+    if name == "summary":
+        return _table(*_summary(measured))
+    if name == "nodejs":
+        return _table(*_nodejs(measured))
+    if name == "conditions":
+        return _conditions(measured)
+    if name not in measured["measures"]:
+        return f"Not in this run; `python -m benchmarks --only {name}` measures it.\n"
+    measure = measured["measures"][name]
+    failed = [f"Failed: {failure.splitlines()[0]}\n" for failure in measure["failures"]]
+    return "\n".join([*(_table(header, lines) for header, lines in tables(measure)), *failed])
+
+
+def _table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    rows = [header, ["---", *("---:" for _ in header[1:])], *lines]
+    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+
+
+def _figures(measured: Mapping[str, Any], measure: str, point: int, contender: str) -> Mapping[str, Any]:
+    for result in measured["measures"].get(measure, {"results": []})["results"]:
+        if (result["point"], result["contender"]) == (point, contender):
+            figures: Mapping[str, Any] = result["figures"]
+            return figures
+    return {}
+
+
+def _summary(measured: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    lines = []
+    for measure, point, name in SUMMARY:
+        ours = _figures(measured, measure, point, "mesh").get(name)
+        theirs = _figures(measured, measure, point, "redis").get(name)
+        if ours is None or theirs is None:
+            continue
+        kind = measured["measures"][measure]["figures"][name]
+        times = ratio(kind, ours, theirs)
+        better = "" if times is None else f"{times:.1f} times {'as many' if kind['more_is_better'] else 'less'}"
+        lines.append(
+            [f"{point} nodes: {kind['label']}", number(kind, ours["median"]), number(kind, theirs["median"]), better]
+        )
+    return ["", "gevent-mesh", f"`RedisManager`, redis-server {measured['machine']['redis_server']}", ""], lines
+
+
+def _nodejs(measured: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    measure = measured["measures"].get("cluster", {"results": []})
+    here = {result["contender"]: result["name"] for result in measure["results"]}
+    points = sorted({result["point"] for result in measure["results"]} | {2, 5, 10})
+    lines = [
+        [
+            f"{point} nodes",
+            *(_events(_figures(measured, "cluster", point, key)) for key in here),
+            *(f"{rates[point]:,}" if point in rates else "" for rates in NODEJS.values()),
+        ]
+        for point in points
+    ]
+    return ["events/s", *here.values(), *NODEJS], lines
+
+
+def _events(figures: Mapping[str, Any]) -> str:
+    return f"{figures['events_per_second']['median']:,.0f}" if "events_per_second" in figures else ""
+
+
+def _conditions(measured: Mapping[str, Any]) -> str:
+    machine = measured["machine"]
+    packages = ", ".join(f"{name} {version}" for name, version in machine["packages"].items())
+    return (
+        f"Measured on {measured['measured_at'][:10]}: {machine['cores']} cores ({machine['processor']}), "
+        f"{machine['system']}, Python {machine['python']}, redis-server {machine['redis_server']}; {packages}.\n"
+    )
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.argument("result", type=click.Path(exists=True, dir_okay=False, path_type=Path), default=RESULT)
+@click.option("--check", is_flag=True, help="Change nothing; fail when a page is not what the JSON gives.")
+def main(result: Path, check: bool) -> None:
+    """Fill the tables of docs/performance.md and README.md from a JSON file that `python -m benchmarks` has written."""
+    measured = json.loads(result.read_text(encoding="utf-8"))
+    stale = [page for page in PAGES if filled(page.read_text("utf-8"), measured) != page.read_text("utf-8")]
+    for page in stale:
+        click.echo(f"{page.relative_to(ROOT)}: {'is not what the JSON gives' if check else 'filled'}")
+        if not check:
+            page.write_text(filled(page.read_text("utf-8"), measured), encoding="utf-8")
+    sys.exit(1 if check and stale else 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,233 @@
+"""Pictures of the figures: `python -m benchmarks.plots [JSON] [--out FOLDER]`.
+
+Made of the JSON alone, whatever measures are in it. A picture is a column of panels, one for each figure: bars beside
+each other at each point, the median written above, a line from the lowest round to the highest. A contender has the
+same colour in all of them.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from .children import MISSING, ROOT
+from .report import number
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+__all__ = ["Picture", "main", "pictures_of"]
+
+RESULT = ROOT / "docs" / "performance.json"
+FOLDER = ROOT / "docs" / "images"
+
+INK, PALE = "#222222", "#dddddd"
+COLOURS = {
+    "mesh": "#0b6e99",
+    "mesh-interest": "#4fb3bf",
+    "redis": "#c0392b",
+    "kombu": "#e08e2b",
+    "stock": "#8e6bb0",
+}
+OTHER_COLOURS = ("#7a8b99", "#5d8a4a", "#b5739d", "#333333")
+WIDTH_INCHES, PANEL_INCHES, HEAD_INCHES = 9.0, 2.5, 1.1
+CARRIED_PERCENT = 99.0
+
+
+@dataclass(frozen=True)
+class Picture:
+    """What is to be seen on one.
+
+    Attributes:
+        name: of the file, without its ending.
+        measure: its key in the JSON.
+        title: what it shows.
+        figures: one panel for each; those that the JSON does not have are left out.
+        limit: a figure that is drawn across the bars as what nothing can be better than.
+    """
+
+    name: str
+    measure: str
+    title: str
+    figures: Sequence[str]
+    limit: str = ""
+
+
+PICTURES = (
+    Picture("events", "cluster", "Events per second that a client of another node receives", ["events_per_second"]),
+    Picture("cpu", "cluster", "CPU time of one event, all processes together", ["cpu_us"]),
+    Picture("latency", "cluster", "Latency from one node to a client of another", ["p50_ms", "p99_ms", "p999_ms"]),
+    Picture("fanout", "fanout", "One event to all clients of a node", ["cpu_us"], limit="bare_us"),
+    Picture(
+        "rooms",
+        "rooms",
+        "Events for a room or a client of one node: what the nodes spend that they are not for",
+        ["room_messages", "room_cpu_us", "sid_messages", "sid_cpu_us"],
+    ),
+    Picture(
+        "forming",
+        "forming",
+        "Nodes that start at once, and then have nothing to do",
+        ["whole_seconds", "roster_mb", "idle_cpu_percent"],
+    ),
+)
+PANELS_OF_OTHERS = 3
+
+
+def pictures_of(measures: Mapping[str, Any]) -> Iterator[Picture]:
+    """What can be shown: the pictures above, and one of each measure that has none there."""
+    for picture in PICTURES:
+        if picture.measure in measures:
+            yield picture
+    for key in measures.keys() - {picture.measure for picture in PICTURES}:
+        kinds = measures[key]["figures"]
+        compared = [name for name, kind in kinds.items() if kind["more_is_better"] is not None]
+        yield Picture(key, key, measures[key]["title"], compared[:PANELS_OF_OTHERS])
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.argument("result", type=click.Path(exists=True, dir_okay=False, path_type=Path), default=RESULT)
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path), default=FOLDER, help="Where to write.")
+def main(result: Path, out: Path) -> None:
+    """Draw the figures of a JSON file that `python -m benchmarks` has written."""
+    try:
+        import matplotlib.figure  # noqa: F401
+    except ImportError:
+        click.echo("plots need matplotlib: pip install 'gevent-mesh[bench]', or pip install matplotlib", err=True)
+        sys.exit(MISSING)
+    measured = json.loads(result.read_text(encoding="utf-8"))
+    out.mkdir(parents=True, exist_ok=True)
+    for picture in pictures_of(measured["measures"]):
+        figure = draw(picture, measured)
+        if figure is not None:
+            path = out / f"{picture.name}.png"
+            figure.savefig(path, dpi=110, facecolor="white", metadata={"Software": None})
+            click.echo(path)
+
+
+def draw(picture: Picture, measured: Mapping[str, Any]) -> Figure | None:
+    """A picture, or None when the JSON has nothing of it."""
+    from matplotlib.figure import Figure
+
+    measure = measured["measures"][picture.measure]
+    results = measure["results"]
+    names = [name for name in picture.figures if any(name in result["figures"] for result in results)]
+    if not names:
+        return None
+    height = HEAD_INCHES + PANEL_INCHES * len(names)
+    figure = Figure(figsize=(WIDTH_INCHES, height))
+    panels = figure.subplots(len(names), 1, squeeze=False)[:, 0]
+    for panel, name in zip(panels, names, strict=True):
+        _draw_panel(panel, measure, name, picture.limit)
+    figure.subplots_adjust(
+        left=0.03, right=0.97, top=1 - HEAD_INCHES / height, bottom=0.55 / height, hspace=0.75 / PANEL_INCHES * 1.6
+    )
+    _draw_head(figure, picture, measure, height)
+    figure.text(0.03, 0.1 / height, _conditions(measured, results), fontsize=7.5, color="#666666")
+    return figure
+
+
+def _contenders(measure: Mapping[str, Any]) -> dict[str, str]:
+    """Keys and names, in the order in which they are measured."""
+    return {result["contender"]: result["name"] for result in measure["results"]}
+
+
+def _colours(measure: Mapping[str, Any]) -> dict[str, str]:
+    others = iter(OTHER_COLOURS * 3)
+    return {key: COLOURS.get(key) or next(others) for key in _contenders(measure)}
+
+
+def _draw_head(figure: Figure, picture: Picture, measure: Mapping[str, Any], height: float) -> None:
+    from matplotlib.patches import Patch
+
+    figure.text(0.03, 1 - 0.3 / height, picture.title, fontsize=13, fontweight="bold", color=INK)
+    colours = _colours(measure)
+    handles = [Patch(color=colours[key], label=name) for key, name in _contenders(measure).items()]
+    if picture.limit:
+        handles.append(Patch(color=INK, label=measure["figures"][picture.limit]["label"]))
+    figure.legend(
+        handles=handles,
+        loc="upper left",
+        bbox_to_anchor=(0.022, 1 - 0.36 / height),
+        ncols=len(handles),
+        frameon=False,
+        fontsize=9.5,
+        handlelength=1.0,
+        handleheight=1.0,
+        borderpad=0.0,
+        columnspacing=1.6,
+    )
+
+
+def _draw_panel(panel: Axes, measure: Mapping[str, Any], name: str, limit: str) -> None:
+    """Bars of one figure."""
+    kind = measure["figures"][name]
+    points = sorted({result["point"] for result in measure["results"]})
+    colours = _colours(measure)
+    width = 0.84 / len(colours)
+    bars = [result for result in measure["results"] if name in result["figures"]]
+    top = _top(bars, name)
+    for result in bars:
+        order = list(colours).index(result["contender"])
+        at = points.index(result["point"]) + (order - (len(colours) - 1) / 2) * width
+        value = result["figures"][name]
+        panel.bar(at, value["median"], width * 0.92, color=colours[result["contender"]])
+        if value["min"] != value["max"]:
+            panel.vlines(at, value["min"], min(value["max"], top), color=INK, linewidth=1.2)
+        text = number(kind, value["median"])
+        if not _is_carried(result):
+            text += f"\n{result['figures']['carried_percent']['median']:.0f} % carried"
+        panel.annotate(
+            text,
+            (at, min(max(value["median"], value["max"]), top)),
+            xytext=(0, 2),
+            textcoords="offset points",
+            ha="center",
+            va="bottom",
+            fontsize=9,
+            color=INK,
+        )
+        if limit in result["figures"]:
+            panel.hlines(result["figures"][limit]["median"], at - width * 0.46, at + width * 0.46, INK, linewidth=2.5)
+    panel.set_ylim(0, top * 1.18 or 1)
+    panel.set_xlim(-0.5, len(points) - 0.5)
+    panel.set_xticks(range(len(points)), [f"{point:,} {measure['unit']}" for point in points], fontsize=10, color=INK)
+    better = {True: "more is better", False: "less is better", None: ""}[kind["more_is_better"]]
+    panel.set_title(f"{kind['label']}   ({better})" if better else kind["label"], loc="left", fontsize=10, color=INK)
+    panel.tick_params(length=0)
+    panel.yaxis.set_visible(False)
+    for side in ("top", "right", "left"):
+        panel.spines[side].set_visible(False)
+    panel.spines["bottom"].set_color(PALE)
+
+
+def _is_carried(result: Mapping[str, Any]) -> bool:
+    carried = result["figures"].get("carried_percent")
+    return carried is None or carried["median"] >= CARRIED_PERCENT
+
+
+def _top(bars: Sequence[Mapping[str, Any]], name: str) -> float:
+    """The highest value that is drawn whole: a queue that only grows must not make all others flat."""
+    whole = [bar for bar in bars if _is_carried(bar) or name not in ("p50_ms", "p99_ms", "p999_ms")]
+    return float(max(bar["figures"][name]["max"] for bar in whole or bars))
+
+
+def _conditions(measured: Mapping[str, Any], results: Sequence[Mapping[str, Any]]) -> str:
+    machine = measured["machine"]
+    rounds = max(len(next(iter(result["figures"].values()))["rounds"]) for result in results)
+    spread = f"median of {rounds} alternating rounds, lines from lowest to highest" if rounds > 1 else "one round"
+    return (
+        f"{spread}; {machine['cores']} cores, {machine['processor']}, Python {machine['python']}; "
+        f"{measured['measured_at'][:10]}"
+    )
+
+
+if __name__ == "__main__":
+    main()
