@@ -34,8 +34,8 @@ def _sample(contender: str, clients: int, quick: bool) -> Sample:
         host.settle(clients, AWAIT_SECONDS)
         host.ask("collect")
         _emit(host, swarm, WATCHED_EVENTS, pause)
-        used = _cost(host, swarm, events, pause)
-        bare = _bare(host, swarm, events, pause)
+        used = _cost(host, swarm, events, pause, "emit")
+        bare = _cost(host, swarm, events, pause, "bare")
         swarm.tally().check()
         host.ask("watch")
         _emit(host, swarm, WATCHED_EVENTS, pause)
@@ -54,30 +54,21 @@ def _sample(contender: str, clients: int, quick: bool) -> Sample:
     }
 
 
-def _emit(host: Host, swarm: Swarm, events: int, pause: float) -> None:
+def _emit(host: Host, swarm: Swarm, events: int, pause: float, how: str = "emit") -> None:
     """Emit, and wait until everybody has had all of it."""
-    last = host.ask("emit", events * pause + AWAIT_SECONDS, events=events, pause=pause)
-    _await(swarm, last)
-
-
-def _await(swarm: Swarm, number: int) -> None:
-    swarm.tell("await", number)
+    last = host.ask(how, events * pause + AWAIT_SECONDS, events=events, pause=pause)
+    swarm.tell("await", last)
     try:
         swarm.hear("has", AWAIT_SECONDS)
     except BenchmarkError as error:
-        raise BenchmarkError(f"event {number} did not reach all clients: {error}") from None
+        raise BenchmarkError(f"event {last} did not reach all clients: {error}") from None
 
 
-def _cost(host: Host, swarm: Swarm, events: int, pause: float) -> float:
+def _cost(host: Host, swarm: Swarm, events: int, pause: float, how: str) -> float:
+    """CPU seconds of the server."""
     before = host.cpu_seconds()
-    _emit(host, swarm, events, pause)
+    _emit(host, swarm, events, pause, how)
     return host.cpu_seconds() - before
-
-
-def _bare(host: Host, swarm: Swarm, events: int, pause: float) -> float:
-    told = host.ask("bare", events * pause + AWAIT_SECONDS, events=events, pause=pause)
-    _await(swarm, told["last"])
-    return float(told["cpu_seconds"])
 
 
 MEASURE = Measure(

@@ -23,7 +23,7 @@ def test_clients_are_divided_evenly_and_completely() -> None:
 @pytest.mark.parametrize(
     ("limits", "says"),
     [
-        (replace(ENOUGH, descriptors=5_000), "--nodes 13 or more, .* ulimit -Hn 10300"),
+        (replace(ENOUGH, descriptors=5_000), "--nodes 13 or more, .*ulimit -Hn 10300"),
         (replace(ENOUGH, descriptors=200), "raise it with `ulimit -Hn"),
         (replace(ENOUGH, all_descriptors=100_000), "fs.file-max"),
         (replace(ENOUGH, tracked=59_999), "nf_conntrack_max"),
