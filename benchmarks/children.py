@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import re
 import select
+import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -133,9 +135,9 @@ class Children:
 
     def start(self, name: str, command: Sequence[str]) -> Child:
         errors = self._resources.enter_context(tempfile.TemporaryFile())  # noqa: SIM115 (the stack closes it)
-        child = Child(name, command, errors)
-        self._children.append(child)
-        return child
+        with _signals_held():
+            self._children.append(Child(name, command, errors))
+        return self._children[-1]
 
     def folder(self) -> str:
         """A folder that is gone afterwards."""
@@ -147,6 +149,26 @@ class Children:
         deadline = time.monotonic() + TERMINATE_SECONDS
         for child in reversed(self._children):
             child.end(deadline)
+
+
+@contextlib.contextmanager
+def _signals_held() -> Iterator[None]:
+    """Ctrl-C and SIGTERM wait for the end of the block: a process that nobody knows of would be left behind."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    come: list[int] = []
+    before = {
+        number: signal.signal(number, lambda number, _frame: come.append(number))
+        for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    for came in come:
+        signal.raise_signal(came)
 
 
 @contextlib.contextmanager

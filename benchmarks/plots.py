@@ -2,7 +2,7 @@
 
 Made of the JSON alone, whatever measures are in it. A picture is a column of panels, one for each figure: bars beside
 each other at each point, the median written above, a line from the lowest round to the highest. A contender has the
-same colour in all of them.
+same colour in all of them. A bar with a gap is higher than there is room for.
 """
 
 from __future__ import annotations
@@ -34,11 +34,13 @@ COLOURS = {
     "mesh-interest": "#4fb3bf",
     "redis": "#c0392b",
     "kombu": "#e08e2b",
+    "queues": "#7fb2cc",
     "stock": "#8e6bb0",
 }
 OTHER_COLOURS = ("#7a8b99", "#5d8a4a", "#b5739d", "#333333")
-WIDTH_INCHES, PANEL_INCHES, HEAD_INCHES = 9.0, 2.5, 1.1
+WIDTH_INCHES, PANEL_INCHES, HEAD_INCHES = 9.0, 2.4, 1.05
 CARRIED_PERCENT = 99.0
+FAR_BEHIND, CUT_AT = 3.0, 1.25
 
 
 @dataclass(frozen=True)
@@ -68,8 +70,8 @@ PICTURES = (
     Picture(
         "rooms",
         "rooms",
-        "Events for a room or a client of one node: what the nodes spend that they are not for",
-        ["room_messages", "room_cpu_us", "sid_messages", "sid_cpu_us"],
+        "What an event for few costs each node that it is not for",
+        ["room_cpu_us", "sid_cpu_us"],
     ),
     Picture(
         "forming",
@@ -126,9 +128,7 @@ def draw(picture: Picture, measured: Mapping[str, Any]) -> Figure | None:
     panels = figure.subplots(len(names), 1, squeeze=False)[:, 0]
     for panel, name in zip(panels, names, strict=True):
         _draw_panel(panel, measure, name, picture.limit)
-    figure.subplots_adjust(
-        left=0.03, right=0.97, top=1 - HEAD_INCHES / height, bottom=0.55 / height, hspace=0.75 / PANEL_INCHES * 1.6
-    )
+    figure.subplots_adjust(left=0.03, right=0.97, top=1 - HEAD_INCHES / height, bottom=0.55 / height, hspace=0.42)
     _draw_head(figure, picture, measure, height)
     figure.text(0.03, 0.1 / height, _conditions(measured, results), fontsize=7.5, color="#666666")
     return figure
@@ -173,13 +173,16 @@ def _draw_panel(panel: Axes, measure: Mapping[str, Any], name: str, limit: str) 
     colours = _colours(measure)
     width = 0.84 / len(colours)
     bars = [result for result in measure["results"] if name in result["figures"]]
-    top = _top(bars, name)
+    top = _top(bars, name, is_cut=kind["more_is_better"] is False)
     for result in bars:
         order = list(colours).index(result["contender"])
         at = points.index(result["point"]) + (order - (len(colours) - 1) / 2) * width
         value = result["figures"][name]
-        panel.bar(at, value["median"], width * 0.92, color=colours[result["contender"]])
-        if value["min"] != value["max"]:
+        panel.bar(at, min(value["median"], top), width * 0.92, color=colours[result["contender"]])
+        if value["median"] > top:
+            # The bar is cut.
+            panel.hlines([top * 0.86, top * 0.92], at - width * 0.5, at + width * 0.5, "white", linewidth=3)
+        elif value["min"] != value["max"]:
             panel.vlines(at, value["min"], min(value["max"], top), color=INK, linewidth=1.2)
         text = number(kind, value["median"])
         if not _is_carried(result):
@@ -196,7 +199,7 @@ def _draw_panel(panel: Axes, measure: Mapping[str, Any], name: str, limit: str) 
         )
         if limit in result["figures"]:
             panel.hlines(result["figures"][limit]["median"], at - width * 0.46, at + width * 0.46, INK, linewidth=2.5)
-    panel.set_ylim(0, top * 1.18 or 1)
+    panel.set_ylim(0, top * 1.12 or 1)
     panel.set_xlim(-0.5, len(points) - 0.5)
     panel.set_xticks(range(len(points)), [f"{point:,} {measure['unit']}" for point in points], fontsize=10, color=INK)
     better = {True: "more is better", False: "less is better", None: ""}[kind["more_is_better"]]
@@ -213,10 +216,13 @@ def _is_carried(result: Mapping[str, Any]) -> bool:
     return carried is None or carried["median"] >= CARRIED_PERCENT
 
 
-def _top(bars: Sequence[Mapping[str, Any]], name: str) -> float:
-    """The highest value that is drawn whole: a queue that only grows must not make all others flat."""
-    whole = [bar for bar in bars if _is_carried(bar) or name not in ("p50_ms", "p99_ms", "p999_ms")]
-    return float(max(bar["figures"][name]["max"] for bar in whole or bars))
+def _top(bars: Sequence[Mapping[str, Any]], name: str, *, is_cut: bool) -> float:
+    """The highest value that is drawn whole: one contender that is far behind must not make all others flat."""
+    highest: dict[str, float] = {}
+    for bar in bars:
+        highest[bar["contender"]] = max(highest.get(bar["contender"], 0.0), bar["figures"][name]["max"])
+    *others, worst = sorted(highest.values())
+    return others[-1] * CUT_AT if is_cut and len(others) > 1 and worst > others[-1] * FAR_BEHIND else worst
 
 
 def _conditions(measured: Mapping[str, Any], results: Sequence[Mapping[str, Any]]) -> str:
@@ -224,8 +230,8 @@ def _conditions(measured: Mapping[str, Any], results: Sequence[Mapping[str, Any]
     rounds = max(len(next(iter(result["figures"].values()))["rounds"]) for result in results)
     spread = f"median of {rounds} alternating rounds, lines from lowest to highest" if rounds > 1 else "one round"
     return (
-        f"{spread}; {machine['cores']} cores, {machine['processor']}, Python {machine['python']}; "
-        f"{measured['measured_at'][:10]}"
+        f"{spread}; bars with a gap are cut; {machine['cores']} cores, {machine['processor']}, "
+        f"Python {machine['python']}; {measured['measured_at'][:10]}"
     )
 
 

@@ -39,7 +39,7 @@ def as_json(results: Sequence[Results]) -> dict[str, Any]:
         "machine": {
             "cores": os.cpu_count(),
             "processor": _processor(),
-            "system": f"{platform.system()} {platform.release()}",
+            "system": f"{platform.system()} {platform.release().split('-')[0]}",
             "python": platform.python_version(),
             "redis_server": redis_server_version(),
             "packages": {name: found for name in PACKAGES if (found := _version(name))},
@@ -126,7 +126,8 @@ def number(kind: Mapping[str, Any], value: float) -> str:
 def ratio(kind: Mapping[str, Any], ours: Mapping[str, float], theirs: Mapping[str, float]) -> float | None:
     """How much better ours is; None where that says nothing."""
     better, worse = (ours, theirs) if kind["more_is_better"] else (theirs, ours)
-    if kind["more_is_better"] is None or not better["median"] or not worse["median"]:
+    # What is shown as nothing has no ratio to anything.
+    if kind["more_is_better"] is None or not all(round(each["median"], kind["decimals"]) for each in (ours, theirs)):
         return None
     return better["median"] / worse["median"]
 
