@@ -91,7 +91,8 @@ class Client:
                 for text in some:
                     if warm and text.startswith(TICK):
                         _, number, emitted, _ = text.split(b",", 3)
-                        sequence.add(int(number))
+                        # Managers of older python-socketio make one list of several arguments.
+                        sequence.add(int(number.lstrip(b"[")))
                         if delays:
                             tally.delays.append(now - int(emitted))
                     elif text == b"2":
