@@ -151,7 +151,10 @@ class Swarm:
                 self._hang_up(oldest)
             self._churn = self._churn if self._churn.goes_on() else None
         while self._to_open and len(self._clients) - len(self._live) < OPENING:
-            client = _Client(self._address, self._to_open.popleft())
+            try:
+                client = _Client(self._address, self._to_open.popleft())
+            except OSError as error:
+                raise SystemExit(f"a client could not connect: {error}") from error
             self._clients[client.socket.fileno()] = client
             self._epoll.register(client.socket.fileno(), select.EPOLLIN)
         if self._announce and not self._churn and not self._to_open and len(self._clients) == len(self._live):
