@@ -23,6 +23,7 @@ from typing import Any
 import click
 
 from .children import ROOT
+from .scale import MEASURE as SCALE
 
 __all__ = ["CONSTANTS", "PAGE", "SIZES", "Constant", "constants_from", "fill", "main", "needs", "needs_table", "read"]
 
@@ -223,30 +224,41 @@ def _table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     return "".join(f"| {' | '.join(row)} |\n" for row in rows)
 
 
-def fill(page: str, values: Values) -> str:
+def run_table(run: Figures) -> str:
+    """The largest run of `benchmarks.scale`."""
+    kinds = SCALE.kinds
+    lines = [[kind.label, kind.text(run[name])] for name, kind in kinds.items() if name in run]
+    return _table([f"{run['clients']:,.0f} clients", "measured"], lines)
+
+
+def fill(page: str, values: Values, run: Figures) -> str:
     """The page, with its tables between the markers as they are computed."""
-    made = {"needs": lambda: needs_table(SIZES, values), "measured": lambda: constants_table(values)}
+    made = {
+        "run": lambda: run_table(run),
+        "needs": lambda: needs_table(SIZES, values),
+        "measured": lambda: constants_table(values),
+    }
     return PLACE.sub(lambda place: place[1] + made[place[2]]() + place[3], page)
 
 
-def read(path: Path = VALUES) -> dict[str, float]:
-    """The constants.
+def read(path: Path = VALUES) -> tuple[dict[str, float], dict[str, float]]:
+    """The constants, and the figures of the run with the most clients.
 
     Raises:
         click.ClickException: the file cannot be read, or one of them is missing.
     """
-    values = _stored(path)
+    values, run = _stored(path)
     if missing := CONSTANTS.keys() - values.keys():
         raise click.ClickException(f"{path} lacks {', '.join(sorted(missing))}")
-    return values
+    return values, run
 
 
-def _stored(path: Path) -> dict[str, float]:
+def _stored(path: Path) -> tuple[dict[str, float], dict[str, float]]:
     try:
-        values: dict[str, float] = json.loads(path.read_text(encoding="utf-8"))["values"]
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return content["values"], content["run"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise click.ClickException(f"{path} holds no constants: {error}") from error
-    return values
 
 
 def constants_from(result: Mapping[str, Any]) -> dict[str, float]:
@@ -259,6 +271,13 @@ def constants_from(result: Mapping[str, Any]) -> dict[str, float]:
     return taken
 
 
+def run_from(result: Mapping[str, Any]) -> dict[str, float]:
+    """The run with the most clients that a benchmark's JSON has; empty without any."""
+    results = result["measures"].get(SCALE.key, {"results": []})["results"]
+    clients = max((found["point"] for found in results), default=0)
+    return {"clients": clients, **_medians(result, SCALE.key, clients)} if clients else {}
+
+
 def _medians(result: Mapping[str, Any], measure: str, point: int) -> dict[str, float]:
     results = result["measures"].get(measure, {"results": []})["results"]
     ours = {found["point"]: found["figures"] for found in results if found["contender"] == "mesh"}
@@ -266,11 +285,12 @@ def _medians(result: Mapping[str, Any], measure: str, point: int) -> dict[str, f
     return {name: figure["median"] for name, figure in figures.items()}
 
 
-def _write_values(path: Path, values: Values) -> None:
+def _write_values(path: Path, values: Values, run: Figures) -> None:
     content = {
         "text": {name: one.text for name, one in CONSTANTS.items()},
         "command": {name: one.command for name, one in CONSTANTS.items()},
         "values": {name: values[name] for name in CONSTANTS if name in values},
+        "run": dict(run),
     }
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
@@ -289,14 +309,16 @@ def _write_values(path: Path, values: Values) -> None:
 def main(clients: int | None, nodes: int, constants: Path, take: Sequence[Path], write: bool) -> None:
     """Compute what many clients on many nodes need."""
     if take:
-        values = _stored(constants) if constants.exists() else {}
+        values, run = _stored(constants) if constants.exists() else ({}, {})
         for path in take:
-            values |= constants_from(json.loads(path.read_text(encoding="utf-8")))
-        _write_values(constants, values)
-    values = read(constants)
+            result = json.loads(path.read_text(encoding="utf-8"))
+            values |= constants_from(result)
+            run = run_from(result) or run
+        _write_values(constants, values, run)
+    values, run = read(constants)
     click.echo(needs_table([(clients, nodes)] if clients else SIZES, values) + "\n" + constants_table(values), nl=False)
     if write:
-        PAGE.write_text(fill(PAGE.read_text(encoding="utf-8"), values), encoding="utf-8")
+        PAGE.write_text(fill(PAGE.read_text(encoding="utf-8"), values, run), encoding="utf-8")
 
 
 if __name__ == "__main__":

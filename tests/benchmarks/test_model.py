@@ -21,11 +21,10 @@ ONES = dict.fromkeys(model.CONSTANTS, 1.0)
 
 def test_the_page_holds_what_the_command_prints() -> None:
     page = model.PAGE.read_text(encoding="utf-8")
-    assert model.fill(page, model.read()) == page, "run: python -m benchmarks.model --write"
-    printed = CliRunner().invoke(model.main).output
-    tables = [line for line in page.splitlines() if line.startswith("|")]
-    assert [line for line in printed.splitlines() if line] == [line for line in tables if line in printed]
-    assert len(printed) > 1000
+    assert model.fill(page, *model.read()) == page, "run: python -m benchmarks.model --write"
+    printed = CliRunner().invoke(model.main).output.splitlines()
+    assert len(printed) > 30
+    assert set(printed) - {""} <= set(page.splitlines())
 
 
 def test_commands_of_the_page_exist() -> None:
@@ -86,7 +85,7 @@ def test_one_size_can_be_asked_for() -> None:
 
 def test_constants_that_are_not_there_are_named(tmp_path: Path) -> None:
     path = tmp_path / "values.json"
-    path.write_text('{"values": {"client_kib": 1}}', encoding="utf-8")
+    path.write_text('{"values": {"client_kib": 1}, "run": {}}', encoding="utf-8")
     done = CliRunner().invoke(model.main, ["--constants", str(path)])
     assert done.exit_code == 1
     assert "lacks collection_us" in done.output
