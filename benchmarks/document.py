@@ -57,7 +57,7 @@ def _text(name: str, measured: Mapping[str, Any]) -> str:
     if name not in measured["measures"]:
         return f"Not in this run; `python -m benchmarks --only {name}` measures it.\n"
     measure = measured["measures"][name]
-    failed = [f"Failed: {failure.splitlines()[0]}\n" for failure in measure["failures"]]
+    failed = [f"Failed: {failure}\n" for failure in measure["failures"]]
     return "\n".join([*(_table(header, lines) for header, lines in tables(measure)), *failed])
 
 

@@ -150,19 +150,17 @@ def _draw_head(figure: Figure, picture: Picture, measure: Mapping[str, Any], hei
     figure.text(0.03, 1 - 0.3 / height, picture.title, fontsize=13, fontweight="bold", color=INK)
     colours = _colours(measure)
     handles = [Patch(color=colours[key], label=name) for key, name in _contenders(measure).items()]
-    if picture.limit:
-        handles.append(Patch(color=INK, label=measure["figures"][picture.limit]["label"]))
     figure.legend(
         handles=handles,
         loc="upper left",
         bbox_to_anchor=(0.022, 1 - 0.36 / height),
         ncols=len(handles),
         frameon=False,
-        fontsize=9.5,
+        fontsize=9,
         handlelength=1.0,
         handleheight=1.0,
         borderpad=0.0,
-        columnspacing=1.6,
+        columnspacing=1.4,
     )
 
 
@@ -203,7 +201,11 @@ def _draw_panel(panel: Axes, measure: Mapping[str, Any], name: str, limit: str) 
     panel.set_xlim(-0.5, len(points) - 0.5)
     panel.set_xticks(range(len(points)), [f"{point:,} {measure['unit']}" for point in points], fontsize=10, color=INK)
     better = {True: "more is better", False: "less is better", None: ""}[kind["more_is_better"]]
-    panel.set_title(f"{kind['label']}   ({better})" if better else kind["label"], loc="left", fontsize=10, color=INK)
+    notes = [better] if better else []
+    if limit in measure["figures"]:
+        notes.append(f"dark line: {measure['figures'][limit]['label']}")
+    title = f"{kind['label']}   ({'; '.join(notes)})" if notes else kind["label"]
+    panel.set_title(title, loc="left", fontsize=10, color=INK)
     panel.tick_params(length=0)
     panel.yaxis.set_visible(False)
     for side in ("top", "right", "left"):

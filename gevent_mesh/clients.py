@@ -20,7 +20,7 @@ from socketio.manager import Manager
 
 from .fanout import Fanout
 from .net.pause import in_slices
-from .selection import Selection
+from .selection import Selection, members_of
 
 __all__ = ["Clients", "packed_bytes"]
 
@@ -133,15 +133,7 @@ class Clients:
         known = self._manager.rooms.get(selection.namespace)
         if selection.is_empty or not known:
             return []
-        if len(selection.rooms) < 2:
-            (room,) = selection.rooms or [None]
-            sids = list(known.get(room, ()))
-        else:
-            sids = list(dict.fromkeys(sid for room in selection.rooms for sid in known.get(room, ())))
-        if not selection.exclude:
-            return sids
-        excluded = {sid for room in selection.exclude for sid in (room, *known.get(room, ()))}
-        return [sid for sid in sids if sid not in excluded]
+        return list(members_of(known, selection.rooms, selection.exclude))
 
     def eio_sid(self, sid: str, namespace: str) -> str:
         """The Engine.IO sid of a client; empty when it has gone."""

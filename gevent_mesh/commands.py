@@ -62,11 +62,15 @@ class Commands(Service):
 
     def _on_broadcast(self, peer: Peer, message: ClusterMessage) -> None:
         if message.data.get("requestId") is not None:
+            self.settle()
             self._acknowledgements.on_asked(peer, message)
         elif self._clients.is_served:
             opts = message.data["opts"]
             encoded = self._packets().for_clients(message.data, peer.codec, message.nsp)
-            self._clients.fanout.deliver(message.nsp, opts["rooms"], opts["except"], encoded)
+            self._clients.fanout.gather(message.nsp, opts["rooms"], opts["except"], encoded)
+
+    def settle(self) -> None:
+        self._clients.fanout.flush()
 
     def _on_join(self, peer: Peer, message: ClusterMessage) -> None:
         def enter(sids: list[str]) -> int:

@@ -8,6 +8,9 @@ Rules:
   somebody has replaced that (test clients, the admin UI), or has python-engineio log each packet.
 - One after the other (`turn`): a delivery to very many gives way in between, and what others emit meanwhile, perhaps
   because they have seen it, must not come before it anywhere.
+- Events that one read of a link has brought are *gathered* (`gather`), and what is for the same client costs one write.
+  Nobody can tell: whoever gathers flushes before anybody else runs, and before it does anything else for clients.
+  Nothing is gathered while somebody has the turn, nor for many clients at once, nor where each packet is to be seen.
 - It never runs application code: a client that turns out to be gone is closed in a greenlet of its own, because closing
   calls the application's disconnect handler.
 """
@@ -17,7 +20,8 @@ from __future__ import annotations
 import base64
 import logging
 import time
-from collections.abc import Hashable, Iterable, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Collection, Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -29,11 +33,16 @@ from gevent.lock import RLock
 from .net.pause import at_work, in_slices
 from .outlets import Outlet
 from .protocol.websocket import Opcode, frame
+from .selection import members_of
 
 __all__ = ["Fanout"]
 
 FEW = 50
 """So many clients are delivered to between two looks at the time."""
+MANY = 100
+"""To so many clients is written at once, or nothing is gathered for them: it must not take long."""
+GATHERED_BYTES = 64 * 1024
+"""So much is gathered for a client at the most, and one event."""
 TURN_SECONDS = 0.5
 """Who waits for its turn says so often that it is not stuck."""
 
@@ -112,60 +121,91 @@ class Fanout:
     def __init__(self, manager: Any) -> None:
         self._manager = manager
         self._turn = RLock()
+        self._turns_taken = 0
+        self._gathered: defaultdict[str, list[_Parcel]] = defaultdict(list)
+        self._gathered_bytes = 0
         self.outlets: dict[str, Outlet] = {}
         self.direct = 0
         self.queued = 0
 
-    def participants(
-        self, namespace: str, rooms: Sequence[Hashable], exclude: Iterable[Hashable]
-    ) -> list[tuple[str, str]]:
-        """Local clients in any of `rooms` (all of the namespace when empty) and in none of `exclude`.
-
-        Returns:
-            (sid, Engine.IO sid) of each, once.
-        """
-        members = self._manager.get_participants(namespace, list(rooms) or None)
-        known = self._manager.rooms.get(namespace, {})
-        skipped: set[Hashable] = set()
-        for room in exclude:
-            skipped.add(room)
-            skipped.update(known.get(room, ()))
-        return [member for member in members if member[0] not in skipped] if skipped else list(members)
-
     @contextmanager
     def turn(self) -> Iterator[None]:
         """Be the only greenlet that delivers. Waits, except in the hub."""
+        self.flush()
         if gevent.getcurrent() is gevent.get_hub():
             yield
             return
         while not self._turn.acquire(timeout=TURN_SECONDS):
             at_work()
+        self._turns_taken += 1
         try:
             yield
         finally:
+            self._turns_taken -= 1
             self._turn.release()
 
     def deliver(
         self,
         namespace: str,
         rooms: Sequence[Hashable],
-        exclude: Iterable[Hashable],
+        exclude: Collection[Hashable],
         encoded: Sequence[str | bytes],
     ) -> None:
         """Send an encoded Socket.IO packet to the selected local clients."""
-        if namespace not in self._manager.rooms:
-            return
         with self.turn():
-            members = self.participants(namespace, rooms, exclude)
+            members = self._members(namespace, rooms, exclude)
             parcel = _Parcel(encoded)
             for first in in_slices(range(0, len(members), FEW)):
                 self._give(members[first : first + FEW], parcel)
 
-    def _give(self, members: Sequence[tuple[str, str]], parcel: _Parcel) -> None:
+    def gather(
+        self,
+        namespace: str,
+        rooms: Sequence[Hashable],
+        exclude: Collection[Hashable],
+        encoded: Sequence[str | bytes],
+    ) -> None:
+        """`deliver` for who calls `flush` before anybody else runs."""
+        members = self._members(namespace, rooms, exclude)
+        if not members:
+            return
+        gathered = self._gathered
+        if self._turns_taken or len(members) > MANY or (not gathered and self._is_watched()):
+            self.deliver(namespace, rooms, exclude, encoded)
+            return
+        parcel = _Parcel(encoded)
+        for eio_sid in members:
+            gathered[eio_sid].append(parcel)
+        self._gathered_bytes += sum(map(len, encoded))
+        if self._gathered_bytes > GATHERED_BYTES or len(gathered) > MANY:
+            self.flush()
+
+    def flush(self) -> None:
+        """Deliver what is gathered."""
+        if not self._gathered:
+            return
+        gathered, self._gathered, self._gathered_bytes = self._gathered, defaultdict(list), 0
+        with self.turn():
+            for eio_sid, parcels in gathered.items():
+                self._give_some(eio_sid, self.outlets.get(eio_sid), parcels)
+
+    def _give_some(self, eio_sid: str, outlet: Outlet | None, parcels: Sequence[_Parcel]) -> None:
+        direct = 0 if outlet is None else outlet.take_some([parcel.frames for parcel in parcels])
+        for parcel in parcels[direct:]:
+            self._queue(eio_sid, parcel)
+        self.direct += direct
+        self.queued += len(parcels) - direct
+
+    def _members(self, namespace: str, rooms: Sequence[Hashable], exclude: Collection[Hashable]) -> list[str]:
+        """The Engine.IO sids of the selected local clients, each once."""
+        known = self._manager.rooms.get(namespace)
+        return list(members_of(known, rooms, exclude).values()) if known else []
+
+    def _give(self, members: Sequence[str], parcel: _Parcel) -> None:
         outlets = _NONE if self._is_watched() else self.outlets
         frames = parcel.frames if outlets else b""
         direct = 0
-        for _, eio_sid in members:
+        for eio_sid in members:
             outlet = outlets.get(eio_sid)
             if outlet is not None and outlet.take(frames):
                 direct += 1

@@ -266,6 +266,10 @@ class Node:
             # It has come through, whatever has become of it.
             peer.hearing.acted()
 
+    def settle(self) -> None:
+        """Have services do what they have put off (see `gevent_mesh.service`)."""
+        self._tell("settle", lambda service: service.settle())
+
     def on_linked(self, peer: Peer) -> None:
         self._tell("linked", lambda service: service.linked(peer))
 

@@ -11,11 +11,12 @@ Rules:
 - All writes to the socket go through the outlet, one at a time, so that no PONG lands inside a half-written frame.
 - What the kernel does not take of a frame is kept, and written before anything else. When that fails nothing more is
   taken: behind half a frame there is nothing that the client could read.
+- Of several frames the one that is half written is kept, and those behind it go into the queue, which has a limit.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from engineio import packet as eio_packet
@@ -67,6 +68,21 @@ class Outlet:
             self._rest = memoryview(frame)[written:]
             self._queue.put(_WAKE)
         return True
+
+    def take_some(self, frames: Sequence[bytes]) -> int:
+        """Write several frames at once, as far as the socket takes them; the last one may be half written.
+
+        Returns:
+            How many that were: the packets of the others have to go through the queue.
+        """
+        if not self.take(frames[0] if len(frames) == 1 else b"".join(frames)):
+            return 0
+        taken, unwritten = len(frames), len(self._rest)
+        while unwritten and unwritten >= len(frames[taken - 1]):
+            taken -= 1
+            unwritten -= len(frames[taken])
+        self._rest = self._rest[:unwritten]
+        return taken
 
     def write(self, data: bytes) -> None:
         """Write all of it, behind what is half written. Waits."""

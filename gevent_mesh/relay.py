@@ -125,6 +125,7 @@ class Relay(Service):
                     self._acknowledgements.ask_own(message, peer.codec, partial(self._answer_own, own_question))
                 else:
                     self._node.hand_on(peer, message)
+                    self._node.settle()
             except Exception:
                 # Others may be able to handle it.
                 self._logger.exception("a %s of emitter %s could not be handled", message.type.name, message.uid)

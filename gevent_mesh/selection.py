@@ -5,13 +5,13 @@ To python-socketio, no room means everybody and an empty list of rooms means nob
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable
+from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from .protocol import messages
 
-__all__ = ["Selection"]
+__all__ = ["Selection", "members_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +48,30 @@ class Selection:
     def opts(self) -> dict[str, Any]:
         """The form that it has in messages."""
         return messages.options(self.rooms, self.exclude)
+
+
+def members_of(
+    known: Mapping[Hashable, Mapping[str, str]], rooms: Sequence[Hashable], exclude: Collection[Hashable]
+) -> Mapping[str, str]:
+    """Clients of this node in any of `rooms` (all when empty) and in none of `exclude`.
+
+    Args:
+        known: a namespace's rooms, as python-socketio keeps them: members by name, and of each its Engine.IO sid.
+
+    Returns:
+        The Engine.IO sids by sid. It may be the table itself: it is to be copied before anybody else runs.
+    """
+    if len(rooms) < 2:
+        members = known.get(rooms[0] if rooms else None, _NOBODY)
+    else:
+        members = {sid: eio_sid for room in rooms for sid, eio_sid in known.get(room, _NOBODY).items()}
+    if not exclude or not members:
+        return members
+    skipped = {sid for room in exclude for sid in (room, *known.get(room, ()))}
+    return {sid: eio_sid for sid, eio_sid in members.items() if sid not in skipped}
+
+
+_NOBODY: Mapping[str, str] = {}
 
 
 def _several(room: Any) -> list[Hashable]:

@@ -5,6 +5,8 @@ Rules:
 - `Node` hands each message to the one service that names its type, in the reader of the link that it came over. A
   handler must not wait for anybody and must not run application code: both go into greenlets of their own. Giving way
   now and then during long work (`gevent_mesh.net.pause.in_slices`) is allowed, and keeps what comes behind in order.
+- The handler of BROADCAST neither waits nor gives way without calling `settle` first, and so may put off what it does
+  until then. It is called before anybody else runs, and before a message of any other type is handed on.
 - The other methods are called where something happened and must not wait either.
 """
 
@@ -36,6 +38,9 @@ class Service:
 
     def left(self) -> None:
         """This node is not in the mesh any more: no peer is present, until this node has joined again."""
+
+    def settle(self) -> None:
+        """Do now what was put off, in a link's reader: others are about to run."""
 
     def client_gone(self, sid: str, namespace: str) -> None:
         """A client of this node is not connected to this namespace any more."""

@@ -32,7 +32,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "net": {"config", "tls", "protocol", "errors"},
     "routing": {"net", "protocol", "errors"},
     "outlets": {"protocol", "errors"},
-    "fanout": {"outlets", "net", "protocol", "errors"},
+    "fanout": {"outlets", "selection", "net", "protocol", "errors"},
     "packets": {"errors"},
     "selection": {"protocol"},
     "service": {"protocol"},

@@ -16,15 +16,20 @@ import pytest
 import requests
 import socketio
 from gevent import select, socket
+from gevent.event import Event
 from gevent.pywsgi import WSGIHandler, WSGIServer
 from gevent.queue import JoinableQueue
 from geventwebsocket.handler import WebSocketHandler
+from socketio import packet
 
 from gevent_mesh import GeventMeshManager, connections
-from gevent_mesh.fanout import Fanout
+from gevent_mesh.fanout import MANY, Fanout
 from gevent_mesh.outlets import Outlet
+from gevent_mesh.protocol import messages
+from gevent_mesh.protocol.messages import ClusterMessage, MessageType
 from gevent_mesh.protocol.websocket import Opcode, frame
 from tests.support import eventually
+from tests.test_routing import peer
 
 HANDLERS = {"gevent-websocket": WebSocketHandler, "simple-websocket": WSGIHandler}
 
@@ -124,11 +129,21 @@ class Served:
         self.browsers.append(Browser(self.server.server_port, **options))
         return self.browsers[-1]
 
+    def number(self) -> int:
+        return next(self._numbers)
+
     def tick(self, count: int = 1, padding: int = 0) -> int:
         """Emit numbered events; returns the last number."""
         for _ in range(count):
-            number = next(self._numbers)
+            number = self.number()
             self.sio.emit("tick", (number, "x" * padding))
+        return number
+
+    def gather(self, count: int, padding: int = 0) -> int:
+        """The same events, as a peer has sent them."""
+        for _ in range(count):
+            number = self.number()
+            self.fanout.gather("/", [], [], [f'2["tick",{number},"{"x" * padding}"]'])
         return number
 
     def stop(self) -> None:
@@ -403,3 +418,178 @@ def test_large_fan_outs_hold_nobody_up_and_nothing_overtakes_them(serve: Callabl
     assert len(set(log)) == 20_000
     # 0.4 s of work: somebody who wants to run again at once has done so at least every 20 ms.
     assert len(gaps) > 20
+
+
+# ---------------------------------------------------------------------- what one read of a link has brought
+
+
+def writes_of(outlet: Outlet) -> list[int]:
+    """Note the sizes of what it gives to the kernel from now on."""
+    sizes: list[int] = []
+    send = outlet._send
+
+    def note(data: bytes) -> int:
+        sizes.append(len(data))
+        return send(data)
+
+    outlet._send = note
+    return sizes
+
+
+def test_gathered_events_cost_each_client_one_write_in_order(served: Served) -> None:
+    browsers = [served.browser().read_on() for _ in range(3)]
+    writes = [writes_of(outlet) for outlet in served.fanout.outlets.values()]
+    for _ in range(2):
+        served.gather(50)
+        assert not served.fanout.direct % 150
+        served.fanout.flush()
+    for browser in browsers:
+        eventually(lambda browser=browser: browser.numbers == list(range(1, 101)))  # type: ignore[misc]  # bound now
+    assert [len(sizes) for sizes in writes] == [2, 2, 2]
+    assert (served.fanout.direct, served.fanout.queued) == (300, 0)
+
+
+def test_nothing_that_is_sent_later_overtakes_what_is_gathered(served: Served) -> None:
+    browser = served.browser().read_on()
+    served.gather(2)
+    served.tick()
+    served.gather(2)
+    served.fanout.deliver_to(next(iter(served.sio.eio.sockets)), packet.Packet(data=["tick", served.number()]))
+    served.gather(1)
+    served.fanout.flush()
+    eventually(lambda: len(browser.numbers) == 7)
+    assert browser.numbers == list(range(1, 8))
+
+
+def test_gathered_events_stay_behind_what_is_queued(served: Served) -> None:
+    browser = served.browser()
+    client = next(iter(served.sio.eio.sockets.values()))
+    served.sio.eio.send(client.sid, '2["tick",0,""]')
+    served.gather(3)
+    served.fanout.flush()
+    assert (served.fanout.direct, served.fanout.queued) == (0, 3)
+    browser.read_on()
+    eventually(lambda: browser.numbers == [0, 1, 2, 3])
+
+
+def test_what_a_socket_does_not_take_of_gathered_events_is_queued_in_order(served: Served) -> None:
+    slow = served.browser(buffer_bytes=4096)
+    (outlet,) = served.fanout.outlets.values()
+    while not served.fanout.queued:
+        served.gather(12, padding=5000)
+        served.fanout.flush()
+    assert served.fanout.direct > 0
+    assert len(outlet._rest) < 5100, "more than the frame that is half written"
+    last = served.gather(12, padding=5000)
+    served.fanout.flush()
+    slow.send(b"ping", Opcode.PING)
+    slow.read_on()
+    eventually(lambda: len(slow.numbers) == last, 20)
+    assert slow.numbers == list(range(1, last + 1))
+    eventually(lambda: slow.others == [(Opcode.PONG, b"ping")])
+
+
+@pytest.mark.parametrize("written", [1, 9, 10, 11, 25, 30, 39, 40])
+def test_an_outlet_keeps_half_a_frame_and_leaves_the_rest_to_the_queue(written: int) -> None:
+    near, far = socket.socketpair()
+    queue = JoinableQueue()
+    outlet = Outlet(SimpleNamespace(queue=queue), near)
+    frames = [bytes((65 + number,)) * 10 for number in range(4)]
+    send = outlet._send
+    outlet._send = lambda data: send(data[:written])
+    taken = outlet.take_some(frames)
+    assert taken == -(-written // 10)
+    assert queue.empty() == (written == 40)
+    assert outlet.take(b"x") == (written == 40)
+    outlet.write(b"")
+    near.close()
+    whole = b"".join(frames[:taken]) + b"x" * (written == 40)
+    assert far.recv(100) == whole
+
+
+def test_a_client_that_has_gone_keeps_gathered_events_from_nobody(served: Served) -> None:
+    gone, other = served.browser(), served.browser().read_on()
+    left, *_ = served.sio.eio.sockets.values()
+    gone.sock.close()
+    for _ in range(3):
+        served.gather(5)
+        served.fanout.flush()
+    left.closed = True
+    last = served.gather(5)
+    served.fanout.flush()
+    eventually(lambda: other.numbers == list(range(1, last + 1)))
+    eventually(lambda: len(served.fanout.outlets) == 1)
+
+
+def test_clients_on_polling_get_gathered_events_as_well(served: Served) -> None:
+    browser = served.browser().read_on()
+    polling = socketio.SimpleClient()
+    with gevent.Timeout(10):
+        pool = gevent.get_hub().threadpool
+        url = f"http://127.0.0.1:{served.server.server_port}"
+        pool.apply(lambda: polling.connect(url, transports=["polling"]))
+        served.gather(3)
+        served.fanout.flush()
+        got = [pool.apply(polling.receive, kwds={"timeout": 5}) for _ in range(3)]
+        pool.apply(polling.disconnect)
+    assert got == [["tick", number, ""] for number in (1, 2, 3)]
+    eventually(lambda: browser.numbers == [1, 2, 3])
+    assert (served.fanout.direct, served.fanout.queued) == (3, 3)
+
+
+def test_who_sees_every_packet_sees_it_at_once(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    served.browser()
+    seen: list[Any] = []
+    monkeypatch.setattr(served.sio, "_send_eio_packet", lambda _sid, packet: seen.append(packet.data))
+    served.gather(2)
+    assert seen == ['2["tick",1,""]', '2["tick",2,""]']
+
+
+def test_nothing_is_gathered_while_somebody_delivers(served: Served) -> None:
+    browser = served.browser().read_on()
+    done = Event()
+
+    def deliver() -> None:
+        with served.fanout.turn():
+            done.wait()
+            served.tick()
+
+    first, second = gevent.spawn(deliver), gevent.spawn(served.gather, 1)
+    gevent.sleep(0.01)
+    assert not second.dead, "to flush would be to wait, with what has come before in hand"
+    assert not served.fanout.direct
+    done.set()
+    gevent.joinall([first, second], timeout=5, raise_error=True)
+    eventually(lambda: browser.numbers == [2, 1])
+
+
+def test_what_is_gathered_is_bounded(served: Served) -> None:
+    browser = served.browser().read_on()
+    served.gather(20, padding=10_000)
+    assert 14 <= served.fanout.direct < 20
+    served.fanout.flush()
+    eventually(lambda: browser.numbers == list(range(1, 21)))
+
+
+def test_for_many_clients_at_once_nothing_is_gathered(serve: Callable[..., Served]) -> None:
+    served = serve()
+    log: list[tuple[int, bytes]] = []
+    for number in range(MANY + 1):
+        served.manager.basic_enter_room(f"sid {number}", "/", None, eio_sid=f"eio {number}")
+        served.fanout.outlets[f"eio {number}"] = _Plate(log, number)  # type: ignore[assignment]  # all that is asked of one
+    served.gather(1)
+    assert len(log) == MANY + 1
+
+
+def test_events_of_peers_are_gathered_until_their_reader_pauses(serve: Callable[..., Served]) -> None:
+    served = serve()
+    browser = served.browser().read_on()
+    node, sender = served.manager._node, peer("a")
+    (writes,) = [writes_of(outlet) for outlet in served.fanout.outlets.values()]
+    for number in (1, 2):
+        data = messages.broadcast(messages.options(), encoded=[f'2["tick",{number},""]'], codec="json")
+        node.on_message(sender, ClusterMessage(MessageType.BROADCAST, sender.uid, "/", data))
+    assert writes == []
+    node.settle()
+    assert len(writes) == 1
+    eventually(lambda: browser.numbers == [1, 2])

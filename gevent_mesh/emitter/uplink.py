@@ -344,6 +344,9 @@ class Uplink:
             # Another one may have its turn now.
             self.pump()
 
+    def link_pauses(self) -> None:
+        pass
+
     def link_relieved(self) -> None:
         """Acknowledgements mean little here: what counts is RELAYED."""
 

@@ -29,7 +29,7 @@ from gevent.event import Event as GeventEvent
 from ..errors import HandshakeError, MessageError, RemoteError
 from ..protocol.frames import Refusal
 from ..protocol.link import AnyLinkProtocol, Claimed, Event, Identity, Left, Lost, Phase, Proven, Status
-from ..protocol.messages import ClusterMessage
+from ..protocol.messages import ClusterMessage, MessageType
 from ..protocol.peers import Peer
 from .lines import LinesPerSecond
 from .listener import StrangerTicket
@@ -40,7 +40,11 @@ __all__ = ["Link", "LinkOwner"]
 
 logger = logging.getLogger(__name__)
 
+_BROADCAST = MessageType.BROADCAST
+
 ACK_SECONDS = 0.2
+WAITED_SECONDS = 0.001
+"""A read that took longer has waited, and others have run meanwhile."""
 STUCK_SECONDS = 5.0
 """A reader that has not given way for so long in the middle of a message does not come back. (It is left behind sooner
 where half of `heartbeat_timeout` is less, see `gevent_mesh.net.watch`.)"""
@@ -62,6 +66,9 @@ class LinkOwner(Protocol):
 
     def link_message(self, peer: Peer, message: ClusterMessage) -> None:
         """A message was received, in order and once."""
+
+    def link_pauses(self) -> None:
+        """The reader is about to let others run, or to do anything else than to hand on events for clients."""
 
     def link_relieved(self) -> None:
         """A peer has acknowledged something."""
@@ -206,26 +213,38 @@ class Link:
         protocol, transport = self.protocol, self.transport
         slice_ends = monotonic() + SLICE_SECONDS
         while protocol.phase is not Phase.CLOSED:
+            began = monotonic()
             data = transport.recv()
+            now = monotonic()
+            if now - began > WAITED_SECONDS:
+                slice_ends = now + SLICE_SECONDS
             if not data:
                 self._reason = self._reason or "the connection was closed"
                 return
             self._is_handling = True
             at_work()
-            for event in protocol.receive(data, monotonic()):
-                self._handle(event)
-                if monotonic() > slice_ends:
-                    give_way()
-                    slice_ends = monotonic() + SLICE_SECONDS
+            try:
+                for event in protocol.receive(data, now):
+                    self._handle(event)
+                    if monotonic() > slice_ends:
+                        self._owner.link_pauses()
+                        give_way()
+                        slice_ends = monotonic() + SLICE_SECONDS
+            finally:
+                self._owner.link_pauses()
             self._after_receive()
             self._is_handling = False
 
     def _handle(self, event: Event) -> None:
         if type(event) is ClusterMessage:
             peer = self.peer
+            if event.type is not _BROADCAST:
+                self._owner.link_pauses()
             if peer is not None:
                 self._hand_on(peer, event)
-        elif isinstance(event, Claimed):
+            return
+        self._owner.link_pauses()
+        if isinstance(event, Claimed):
             self._ask(lambda: self._owner.link_claimed(event.uid))
         elif isinstance(event, Proven):
             self._ask(lambda: self._prove(event.peer))
@@ -241,6 +260,7 @@ class Link:
             # It can only be seen here that it is malformed.
             self.protocol.undecodable += 1
         except (Exception, gevent.Timeout):
+            self._owner.link_pauses()
             # One message that we cannot handle must not cost the ones behind it, and a thousand must not fill the log.
             if self.lines.next(monotonic()) is not None:
                 logger.exception("a %s message from %s could not be handled", message.type.name, peer.uid)

@@ -83,6 +83,9 @@ class MeshOwner(Protocol):
     def on_message(self, peer: Peer, message: ClusterMessage) -> None:
         """A message came, in a link's reader."""
 
+    def settle(self) -> None:
+        """Others are about to run: do now what was put off."""
+
     def on_linked(self, peer: Peer) -> None:
         """A link to this peer is up, in its reader; nothing that came over it has been handed on yet."""
 
@@ -620,6 +623,9 @@ class Mesh:
             self._take_gossip(peer, message)
         else:
             self._owner.on_message(peer, message)
+
+    def link_pauses(self) -> None:
+        self._owner.settle()
 
     def link_relieved(self) -> None:
         self.outboxes.relieved()

@@ -608,7 +608,8 @@ class LinkProtocol:
             # Ending the link would only bring the same message again: it is dropped, and counted.
             self.undecodable += 1
             return None
-        if self.peer is None or message.uid != self.peer.uid:
+        peer = self.peer
+        if peer is None or message.uid != peer.uid:
             self.spoofed += 1
             return None
         return message

@@ -420,16 +420,17 @@ def parse(value: object) -> ClusterMessage:
     kind, uid, nsp = value.get("type"), value.get("uid"), value.get("nsp")
     if type(uid) is not str or type(nsp) is not str:
         raise MessageError("a cluster message needs a uid and an nsp")
-    if type(kind) is not int or kind not in _CHECKS:
+    known = _KNOWN.get(kind) if type(kind) is int else None
+    if known is None:
         raise MessageError("unknown message type")
-    check = _CHECKS[kind]
+    kind, check = known
     data = value.get("data")
     if type(data) is not dict:
         if check is not _nothing:
-            raise MessageError(f"message type {kind} needs data")
+            raise MessageError(f"message type {kind.value} needs data")
         data = {}
     check(data)
-    return ClusterMessage(_TYPES[kind], uid, nsp, data)
+    return ClusterMessage(kind, uid, nsp, data)
 
 
 def _need(condition: bool, what: str) -> None:
@@ -464,10 +465,15 @@ def _opts(data: dict[str, Any]) -> None:
     opts = data.get("opts")
     if type(opts) is not dict:
         raise MessageError("opts must be a map")
-    _room_list(opts, "rooms")
-    _room_list(opts, "except")
-    if type(opts.get("flags", {})) is not dict:
+    for key in ("rooms", "except"):
+        # Nearly always there is none to look at.
+        if opts.get(key) != []:
+            _room_list(opts, key)
+    if type(opts.get("flags", _NO_FLAGS)) is not dict:
         raise MessageError("flags must be a map")
+
+
+_NO_FLAGS: dict[str, Any] = {}
 
 
 def _request_id(data: dict[str, Any]) -> None:
@@ -504,8 +510,10 @@ def _broadcast(data: dict[str, Any]) -> None:
             if type(part) is not str and type(part) is not bytes:
                 raise MessageError("encoded must hold text and binary only")
     codec = data.get("codec", "")
-    _need(type(codec) is str and len(codec) <= MAX_NAME_CHARS, "codec must be a short text")
-    _optional_request_id(data)
+    if type(codec) is not str or len(codec) > MAX_NAME_CHARS:
+        raise MessageError("codec must be a short text")
+    if data.get("requestId") is not None:
+        _request_id(data)
 
 
 def _move(data: dict[str, Any]) -> None:
@@ -658,8 +666,7 @@ def _nothing(data: dict[str, Any]) -> None:
     """Types that carry no data."""
 
 
-_TYPES: dict[int, MessageType] = {kind.value: kind for kind in MessageType}
-_CHECKS: dict[int, Callable[[dict[str, Any]], None]] = {
+_CHECKS: dict[MessageType, Callable[[dict[str, Any]], None]] = {
     MessageType.INITIAL_HEARTBEAT: _nothing,
     MessageType.HEARTBEAT: _nothing,
     MessageType.BROADCAST: _broadcast,
@@ -689,3 +696,4 @@ _CHECKS: dict[int, Callable[[dict[str, Any]], None]] = {
     MessageType.NODES_WANTED: check_nodes_wanted,
     MessageType.NODES: check_nodes,
 }
+_KNOWN = {kind.value: (kind, check) for kind, check in _CHECKS.items()}

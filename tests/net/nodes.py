@@ -135,6 +135,9 @@ class Member:
         peer.hearing.acted()
         self.on_number(number)
 
+    def settle(self) -> None:
+        pass
+
     def on_linked(self, peer: Peer) -> None:
         self.linked.append(peer.uid)
 

@@ -17,7 +17,7 @@ from gevent.event import Event as GeventEvent
 from gevent_mesh.errors import HandshakeError
 from gevent_mesh.net import link as module
 from gevent_mesh.net.link import ACK_SECONDS, PARTING_SECONDS, Link
-from gevent_mesh.net.pause import give_way
+from gevent_mesh.net.pause import SLICE_SECONDS, give_way
 from gevent_mesh.net.transport import Transport
 from gevent_mesh.protocol.frames import MAX_FRAME_BYTES, Refusal, batch_header
 from gevent_mesh.protocol.handshake import Keys
@@ -43,6 +43,7 @@ class Side:
         self.events: list[Status | Lost | Left] = []
         self.ended: list[str] = []
         self.on_message: Callable[[int], None] = lambda _number: None
+        self.put_off = 0
         self.refuses = False
         times: dict[str, Any] = {"heartbeat_interval": 0.2, "heartbeat_timeout": 5.0, **options}
         protocol = LinkProtocol(
@@ -92,12 +93,17 @@ class Side:
         return Peer(identity.uid, member, self.session, Backoff(random.Random(1)), link=link.protocol)
 
     def link_event(self, _link: Link, event: Status | Lost | Left) -> None:
+        assert not self.put_off
         self.events.append(event)
 
     def link_message(self, _peer: Peer, message: ClusterMessage) -> None:
         number = number_of(message)
         self.got.append(number)
+        self.put_off += 1
         self.on_message(number)
+
+    def link_pauses(self) -> None:
+        self.put_off = 0
 
     def link_relieved(self) -> None:
         """Nobody waits."""
@@ -192,6 +198,50 @@ def test_one_large_message_and_many_small_ones(connect: Connect) -> None:
     dialer.say(1, padding=20 << 20)
     dialer.say(2, 100)
     listener.hears(101, 30)
+
+
+def test_nobody_runs_while_a_handler_may_have_put_something_off(connect: Connect) -> None:
+    dialer, listener = connect(heartbeat_interval=0.02)
+    seen: list[int] = []
+
+    def watch() -> None:
+        while len(listener.got) < 4000:
+            seen.append(listener.put_off)
+            gevent.sleep(0)
+
+    def work(number: int) -> None:
+        if number % 100 == 0:
+            ends = time.monotonic() + SLICE_SECONDS
+            while time.monotonic() < ends:
+                pass
+        if number % 1000 == 0:
+            raise RuntimeError("on purpose")
+
+    listener.on_message = work
+    watching = gevent.spawn(watch)
+    dialer.say(1, 4000)
+    listener.hears(4000)
+    watching.get(timeout=5)
+    assert len(seen) > 40
+    assert not any(seen)
+
+
+def test_what_is_no_event_finds_done_what_was_put_off(connect: Connect) -> None:
+    _, listener = connect()
+    listener.put_off = 1
+    listener.link._handle(Status({}))
+    assert isinstance(listener.events[-1], Status)
+    assert listener.put_off == 0
+
+
+def test_what_was_put_off_is_done_when_a_malformed_message_ends_the_link(connect: Connect) -> None:
+    dialer, listener = connect()
+    dialer.session.append(numbered(dialer.uid, 1))
+    dialer.session.append(b"\xc1")
+    dialer.link.wake()
+    listener.ends()
+    assert listener.got == [1]
+    assert listener.put_off == 0
 
 
 def test_handler_that_raises_costs_nothing_but_a_log_entry(connect: Connect, caplog: pytest.LogCaptureFixture) -> None:
