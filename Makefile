@@ -2,6 +2,7 @@
 #
 #   make demo [ARGS="--nodes 4 --port 5000 | --check"]    make test [ARGS="-k session -x"]
 #   make bench [ARGS="--quick"]                           make nemesis [ARGS="-k resets"]
+#   make bench-scale [ARGS="--clients 20000 --nodes 3"]
 #   make fuzz [SECONDS=60] [ARGS="batch link"]
 #   PYTHON=python3.13 VENV=.venv-3.13 make test
 
@@ -18,10 +19,10 @@ SOURCES := gevent_mesh discovery examples_flask benchmarks tests noxfile.py
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PRECIOUS: $(VENV)/.installed-%
-.PHONY: help demo test nemesis soak fuzz check lint types format bench figures vendor clean
+.PHONY: help demo test nemesis soak fuzz check lint types format bench bench-scale figures vendor clean
 
 help:  ## this list
-	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile | expand -t 16
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 20
 
 demo: $(VENV)/.installed-demo vendor  ## a chat on several servers; ARGS=--check proves it and ends
 	$(BIN)/gevent-mesh demo $(ARGS)
@@ -53,6 +54,9 @@ format: $(VENV)/.installed-dev  ## rewrite the sources in the one format
 
 bench: $(VENV)/.installed-bench  ## measure it and the other ways; needs redis-server; ARGS=--quick for two minutes
 	$(BIN)/python -m benchmarks $(ARGS)
+
+bench-scale: $(VENV)/.installed-bench  ## as many live clients as this machine carries; ARGS="--clients 100000 --nodes 8"
+	$(BIN)/python -m benchmarks.scale $(ARGS)
 
 figures: $(VENV)/.installed-bench  ## tables and pictures of the documentation, from docs/performance.json
 	$(BIN)/python -m benchmarks.document

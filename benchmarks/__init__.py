@@ -4,5 +4,7 @@ Real server processes and real WebSocket clients in processes of their own, all 
 
 The modules: `measuring` what a measure is, and the one way in which all of them are taken; `measures/` the measures;
 `contenders` who is compared across nodes; `server` and `client` the processes, `wire` what a client reads and counts;
-`children` starting and ending processes; `report` the table and the JSON.
+`children` starting and ending processes; `report` the table and the JSON. For one node: `host` the server process,
+`swarm` the one that holds clients by the thousand, `local` handles of both. For very many: `scale` the run, `planning`
+what the machine allows, `model` what larger clusters need.
 """

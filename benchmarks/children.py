@@ -83,6 +83,18 @@ class Child:
                 raise BenchmarkError(f"{self.name} ended with code {self._process.wait()}{self._log()}")
             self._output += data
 
+    def tell(self, line: str) -> None:
+        """Write a line to its standard input.
+
+        Raises:
+            BenchmarkError: it has ended.
+        """
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(line.encode() + b"\n")
+        except BrokenPipeError:
+            raise BenchmarkError(f"{self.name} ended with code {self._process.wait()}{self._log()}") from None
+
     def cpu_seconds(self) -> float:
         """User and system time so far."""
         times = self._times.cpu_times()

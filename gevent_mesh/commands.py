@@ -94,7 +94,7 @@ class Commands(Service):
 
     def _answer_settled(self, interest: InterestService, peer: Peer, message: ClusterMessage, count: int) -> None:
         """Whoever hears that clients are in a room may have others publish to it."""
-        interest.settle(message.nsp, message.data["rooms"])
+        interest.wait_until_known(message.nsp, message.data["rooms"])
         self._answer(peer, message, count)
 
     def _on_leave(self, peer: Peer, message: ClusterMessage) -> None:

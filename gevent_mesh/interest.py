@@ -112,7 +112,7 @@ class InterestService(Service):
         """Whether the present greenlet may: all but the hub."""
         return gevent.getcurrent() is not gevent.get_hub()
 
-    def settle(self, namespace: str, rooms: Iterable[Hashable]) -> None:
+    def wait_until_known(self, namespace: str, rooms: Iterable[Hashable]) -> None:
         """Wait until no node leaves us out of an event for these rooms, which have members here: a round trip, or at
         most `LEASE_SECONDS`. Nobody waits in the hub."""
         if not self.may_wait:

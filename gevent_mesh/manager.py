@@ -523,7 +523,7 @@ class GeventMeshManager(ClusterApi, PubSubManager):  # type: ignore[misc]  # pyt
         if eio_sid is not None or self._clients.is_ours(_sid(sid), namespace):
             Manager.enter_room(self, sid, namespace, room, eio_sid=eio_sid)
             if self._interest is not None:
-                self._interest.settle(namespace or "/", [room])
+                self._interest.wait_until_known(namespace or "/", [room])
             return
         if self._interest is not None:
             self._enter_and_wait(self._interest, sid, namespace or "/", room)
@@ -575,7 +575,7 @@ class GeventMeshManager(ClusterApi, PubSubManager):  # type: ignore[misc]  # pyt
         """Take a client into the tables of this node, before it or the application hears of that."""
         sid = take_in(eio_sid, namespace)
         if sid is not None:
-            interest.settle(namespace, [None])
+            interest.wait_until_known(namespace, [None])
             if not self._clients.is_ours(sid, namespace):
                 return None  # it has gone meanwhile
         return sid

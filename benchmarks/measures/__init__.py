@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from ..measuring import Measure
-from . import cluster, forming, rooms
+from . import churn, cluster, fanout, forming, links, memory, rooms
 
 __all__ = ["MEASURES"]
 
-MEASURES: dict[str, Measure] = {module.MEASURE.key: module.MEASURE for module in (cluster, rooms, forming)}
+MEASURES: dict[str, Measure] = {
+    module.MEASURE.key: module.MEASURE for module in (cluster, rooms, fanout, churn, memory, forming, links)
+}

@@ -199,7 +199,7 @@ class ClusterApi:
         if self._interest is not None:
             self._interest.drop_leases()
             if timeout is not None:
-                self._interest.settle(selection.namespace, entered)
+                self._interest.wait_until_known(selection.namespace, entered)
         return count
 
     @overload
