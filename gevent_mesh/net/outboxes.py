@@ -38,7 +38,8 @@ from .pause import at_work, give_way
 __all__ = ["Counters", "Outboxes"]
 
 UNSENT_HIGH_WATER_BYTES = 64 * 1024
-"""Above this much unsent, a publisher lets the writers run before it goes on."""
+"""Above this much unsent, a publisher lets the writers run before it goes on, and again each time that it has published
+as much."""
 RELIEF_SECONDS = 0.05
 """How long a publisher waits for an acknowledgement before it looks again whom to wait for."""
 
@@ -101,6 +102,8 @@ class Outboxes:
         self._silence_seconds = config.heartbeat_timeout
         self._half_bytes = config.outbox_bytes // 2
         self._high_water_bytes = min(UNSENT_HIGH_WATER_BYTES, config.outbox_bytes // 4)
+        # Published since the writers were let run: one whose socket is full has no use of it at every message.
+        self._since_way_bytes = 0
         self._counters = counters
         self._logger = logger
         self._patience: dict[str, Patience] = {}
@@ -128,7 +131,9 @@ class Outboxes:
         unsent = 0
         for peer in peers:
             unsent = max(unsent, self._append(peer, message))
-        if unsent > self._high_water_bytes and gevent.getcurrent() is not gevent.get_hub():
+        self._since_way_bytes += len(message)
+        if unsent > self._high_water_bytes < self._since_way_bytes and gevent.getcurrent() is not gevent.get_hub():
+            self._since_way_bytes = 0
             give_way()
         if not at_once:
             self.keep_pace(peers)
