@@ -31,7 +31,6 @@ from ..config import MeshConfig
 from ..protocol.flow import Patience
 from ..protocol.membership import Change, PeerState
 from ..protocol.peers import Peer, PeerTable
-from ..protocol.session import Session
 from .link import Link
 from .pause import at_work, give_way
 
@@ -154,14 +153,13 @@ class Outboxes:
         """Append, and return how many bytes wait for the link to take them."""
         session = peer.session
         link = self._links.get(peer.uid)
-        if link is not None and session.attached and not session.fits(len(message)):
+        if link is not None and session.is_crowded(len(message)):
             self._cut_slow(peer, link)
-        session.append(message)
+        unsent = session.append(message)
         self._counters.messages_sent += 1
-        if link is None or not session.attached:
-            return 0
-        link.wake()
-        return session.waiting_bytes
+        if link is not None and unsent:
+            link.wake()
+        return unsent
 
     def _cut_slow(self, peer: Peer, link: Link) -> None:
         self._counters.slow_consumers += 1
@@ -176,10 +174,6 @@ class Outboxes:
 
     # ------------------------------------------------------------------ pace
 
-    def _is_crowded(self, session: Session, room: int) -> bool:
-        """Whether a publisher should wait: what is sent and not acknowledged is on its way to overflow as well."""
-        return session.attached and not session.fits(room)
-
     def keep_pace(self, peers: Sequence[Peer], room: int = 0) -> None:
         """Wait for those of these peers that are behind and keep moving.
 
@@ -187,14 +181,12 @@ class Outboxes:
             room: bytes that are to fit into their outboxes; half of all, if left out.
         """
         room = room or self._half_bytes
-        for peer in peers:
-            if self._is_crowded(peer.session, room):
-                self._wait_for_relief_of(peers, room)
-                return
+        if _is_any_crowded(peers, room):
+            self._wait_for_relief_of(peers, room)
 
     def is_behind(self, peers: Sequence[Peer], size: int) -> bool:
         """Whether `keep_pace` would wait before a message of this size."""
-        if gevent.getcurrent() is gevent.get_hub() or not any(self._is_crowded(peer.session, size) for peer in peers):
+        if not _is_any_crowded(peers, size) or gevent.getcurrent() is gevent.get_hub():
             return False
         return bool(self._worth_waiting_for(peers, size))
 
@@ -241,7 +233,7 @@ class Outboxes:
         found = []
         for peer in peers:
             link = self._links.get(peer.uid)
-            if link is not None and self._is_crowded(peer.session, room):
+            if link is not None and peer.session.is_crowded(room):
                 patience = self._patience.setdefault(peer.uid, Patience())
                 # Not only what is acknowledged counts: a large message is when all of it is there.
                 patience.earn(peer.session.acked_bytes + link.transport.delivered_bytes)
@@ -331,3 +323,11 @@ class Outboxes:
         if now >= self._keeps_until:
             self._kept = None
             self._served.clear()
+
+
+def _is_any_crowded(peers: Sequence[Peer], room: int) -> bool:
+    """Whether one of these peers has not so much room, and might be waited for."""
+    for peer in peers:  # noqa: SIM110 (a generator costs more than all of the calls)
+        if peer.session.is_crowded(room):
+            return True
+    return False
