@@ -600,14 +600,21 @@ class GeventMeshManager(ClusterApi, PubSubManager):  # type: ignore[misc]  # pyt
         """Encode an event for the other nodes, nearly always once: peers, and the message that they share."""
         peers = self._node.owners(selection.rooms)
         same, others = event_receivers(mesh.table if peers is None else peers, self._packets.codec)
-        data = messages.broadcast(selection.opts, encoded=encoded, codec=self._packets.codec, request_id=request_id)
-        message = self._node.encode(MessageType.BROADCAST, selection.namespace, data)
+        message = self._event_message(selection, encoded, request_id)
         outgoing = [(same, message)]
         if others:
             outgoing.append((others, self._plain_message(selection, encoded, request_id) or message))
         if peers is None:
             mesh.outboxes.keep_for_newcomers(message)
         return outgoing
+
+    def _event_message(self, selection: Selection, encoded: list[str | bytes], request_id: str | None) -> bytes:
+        """An event for nodes with the same packet class."""
+        namespace, codec = selection.namespace, self._packets.codec
+        if request_id is None:
+            return self._node.encode_event(namespace, selection.rooms, selection.exclude, encoded, codec)
+        data = messages.broadcast(selection.opts, encoded=encoded, codec=codec, request_id=request_id)
+        return self._node.encode(MessageType.BROADCAST, namespace, data)
 
     def _plain_message(self, selection: Selection, encoded: list[str | bytes], request_id: str | None) -> bytes | None:
         """An event for nodes with another packet class; None if they have to read the packet of ours."""
