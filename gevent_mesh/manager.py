@@ -584,8 +584,9 @@ class GeventMeshManager(ClusterApi, PubSubManager):  # type: ignore[misc]  # pyt
             False when a peer is to be waited for first: not in the turn, which would hold up everybody.
         """
         with self._clients.fanout.turn():
-            if any(mesh.outboxes.is_behind(peers, len(message)) for peers, message in outgoing):
-                return False
+            for peers, message in outgoing:
+                if mesh.outboxes.is_behind(peers, len(message)):
+                    return False
             for peers, message in outgoing:
                 mesh.outboxes.publish(peers, message, at_once=True)
             self._deliver(selection, encoded)

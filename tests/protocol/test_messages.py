@@ -392,11 +392,16 @@ def test_only_what_is_meant_is_in_a_broadcast() -> None:
     assert messages.broadcast(OPTS, packet=["e"], request_id="ab")["requestId"] == "ab"
 
 
-_ROOMS = st.lists(
-    st.text(max_size=20) | st.integers(-(2**63), 2**64 - 1) | st.booleans() | st.floats() | st.none() | st.binary(max_size=9)
-    | st.tuples(st.text(max_size=3), st.integers(0, 9)),
-    max_size=4,
-)  # fmt: skip
+_ROOM = st.one_of(
+    st.text(max_size=20),
+    st.integers(-(2**63), 2**64 - 1),
+    st.booleans(),
+    st.floats(),
+    st.none(),
+    st.binary(max_size=9),
+    st.tuples(st.text(max_size=3), st.integers(0, 9)),
+)
+_ROOMS = st.lists(_ROOM, max_size=4)
 _PACKETS = st.lists(st.text(max_size=60) | st.binary(max_size=60), min_size=1, max_size=3)
 
 
