@@ -4,59 +4,59 @@ from __future__ import annotations
 
 import signal
 import sys
+import time
+from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 
 import click
 
 from .children import ROOT, BenchmarkError
-from .contenders import CONTENDERS, Contender, redis_server_version
-from .measure import Plan, Round, measure
+from .measures import MEASURES
+from .measuring import Measure, Results, take_samples
 from .report import as_json, print_table, write
 
 __all__ = ["main"]
 
 RESULT = ROOT / "benchmarks" / "results" / "latest.json"
-QUICK_PLAN = Plan(flood_seconds=2.0, run_in_seconds=0.5, pace_seconds=2.0)
+CONTENDERS = sorted({key for measure in MEASURES.values() for key in measure.contenders})
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--rounds", type=click.IntRange(1, 50), default=3, show_default=True, help="Rounds of each contender.")
-@click.option("--quick", is_flag=True, help="One short round: does it run at all?")
-@click.option("--only", type=click.Choice(sorted(CONTENDERS)), help="Measure one contender alone.")
+@click.option("--quick", is_flag=True, help="One short round at few points: ends within two minutes.")
+@click.option("--only", "measures", type=click.Choice(list(MEASURES)), multiple=True, help="Measure this; repeatable.")
+@click.option("--contender", "contenders", type=click.Choice(CONTENDERS), multiple=True, help="Measure these alone.")
 @click.option("--json", "path", type=click.Path(dir_okay=False, path_type=Path), default=RESULT, help="Where to write.")
-def main(rounds: int, quick: bool, only: str | None, path: Path) -> None:
-    """Measure GeventMeshManager and python-socketio's RedisManager, in turn."""
+def main(rounds: int, quick: bool, measures: Sequence[str], contenders: Sequence[str], path: Path) -> None:
+    """Measure gevent-mesh and the other ways, in turn."""
     signal.signal(signal.SIGTERM, _end)
-    plan = QUICK_PLAN if quick else Plan()
-    contenders = [CONTENDERS[only]] if only else list(CONTENDERS.values())
+    began = time.monotonic()
+
+    def told(line: str) -> None:
+        click.echo(f"[{time.monotonic() - began:4.0f} s] {line}", err=True)
+
+    results: list[Results] = []
     try:
-        measured = _measure_all(contenders, plan, 1 if quick else rounds)
+        for key in measures or MEASURES:
+            measure = MEASURES[key]
+            taking_part = _taking_part(measure, contenders)
+            if taking_part:
+                results.append(take_samples(measure, taking_part, 1 if quick else rounds, quick=quick, told=told))
+                print_table(results[-1])
+                # After each: a run that is interrupted keeps what it has.
+                write(path, as_json(results))
     except BenchmarkError as error:
         click.echo(f"benchmark: {error}", err=True)
         sys.exit(error.exit_code)
-    print_table(measured)
-    write(path, as_json(plan, measured))
-    if any(one.lost or one.doubled or one.late for one in measured.get("mesh", ())):
-        click.echo("benchmark: GeventMeshManager lost, doubled or reordered events; it never may", err=True)
-        sys.exit(1)
+    broken = [promise for result in results for promise in result.broken_promises()]
+    for promise in broken:
+        click.echo(f"benchmark: it never may, and has: {promise}", err=True)
+    sys.exit(1 if broken else 0)
 
 
-def _measure_all(contenders: list[Contender], plan: Plan, rounds: int) -> dict[str, list[Round]]:
-    """All rounds; each starts with the contender that the one before ended with, so that none is always first."""
-    if any(contender.key == "redis" for contender in contenders):
-        redis_server_version()  # it is better to miss it now than after a minute
-    measured: dict[str, list[Round]] = {contender.key: [] for contender in contenders}
-    for number in range(rounds):
-        for contender in contenders if number % 2 == 0 else reversed(contenders):
-            one = measure(contender, plan)
-            measured[contender.key].append(one)
-            click.echo(
-                f"round {number + 1} of {rounds}, {contender.name}: {one.events_per_second:,.0f} events/s, "
-                f"{one.cpu_us_per_event:.1f} CPU us/event, {one.lost} lost, drained in {one.drain_seconds:.1f} s",
-                err=True,
-            )
-    return measured
+def _taking_part(measure: Measure, contenders: Sequence[str]) -> list[str]:
+    return [key for key in measure.contenders if not contenders or key in contenders]
 
 
 def _end(_signal: int, _frame: FrameType | None) -> None:

@@ -1,4 +1,15 @@
-"""One round: a contender's processes are started, its latency and its throughput measured, the processes ended."""
+"""Events between nodes: how many a second, at what cost, and how soon.
+
+One WebSocket client, a process of its own, is connected to the second of the nodes; the first one emits. A sample is
+
+- **latency**: events at an even pace, each carrying the time of its emission (the monotonic clock is one for all
+  processes of a machine);
+- **throughput**: events emitted in a loop that does nothing else. What counts is what the client has *received* in the
+  steady part of that time. A loop that outruns the rest is no merit: what it leaves behind is waited for, and what
+  never arrives is reported as lost;
+- **CPU time per event**: user and system time of all processes, the client and the broker included, from the first
+  event of the loop to the last one received.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +20,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .children import BenchmarkError, Child, Children, children, python
-from .client import Tally
-from .contenders import Contender
+from ..children import BenchmarkError, Child, Children, children, python
+from ..client import Tally
+from ..contenders import CONTENDERS
+from ..measuring import Kind, Measure, Sample, percentile
 
-__all__ = ["Plan", "Round", "measure", "percentile", "steady_rate"]
+__all__ = ["MEASURE", "steady_rate"]
 
 START_SECONDS = 15.0
 WARM_SECONDS = 15.0
@@ -23,7 +35,7 @@ DRAIN_SECONDS = 120.0
 
 @dataclass(frozen=True)
 class Plan:
-    """How long each part of a round takes.
+    """How long each part of a sample takes.
 
     Attributes:
         flood_seconds: how long the loop emits.
@@ -38,64 +50,68 @@ class Plan:
     pace_seconds: float = 5.0
 
 
-@dataclass(frozen=True)
-class Round:
-    """What one round showed.
-
-    Attributes:
-        contender: its key.
-        events_per_second: received by the client in the steady part of the loop.
-        cpu_us_per_event: CPU time of all processes for one received event.
-        cpu_us_by_process: the same, of each process.
-        delays_ms: from emission to reception at an even pace, sorted.
-        emitted: how many events the loop emitted.
-        lost: how many of those, and of those at an even pace, never came.
-        doubled: how many came again.
-        late: how many came after a later one.
-        drain_seconds: from the end of the loop to the last event.
-    """
-
-    contender: str
-    events_per_second: float
-    cpu_us_per_event: float
-    cpu_us_by_process: dict[str, float]
-    delays_ms: list[float]
-    emitted: int
-    lost: int
-    doubled: int
-    late: int
-    drain_seconds: float
+QUICK_PLAN = Plan(flood_seconds=2.0, run_in_seconds=0.5, pace_seconds=2.0)
 
 
-def measure(contender: Contender, plan: Plan) -> Round:
-    """Run one round."""
+def _sample(contender: str, nodes: int, quick: bool) -> Sample:
+    plan = QUICK_PLAN if quick else Plan()
     with children() as started:
-        service, url = contender.start_service(started)
-        emitter, emitter_port = _start_server(started, "emitting server", contender, url)
-        receiver, receiver_port = _start_server(started, "receiving server", contender, url)
-        bench = _Bench(started, emitter_port, receiver_port)
+        service, url = CONTENDERS[contender].start_service(started)
+        servers = [_start_server(started, f"node {number + 1}", contender, url) for number in range(nodes)]
+        bench = _Bench(started, emitter_port=servers[0][1], receiver_port=servers[1][1])
 
         paced, paced_tally = bench.run("delays", "pace", rate=plan.pace, seconds=plan.pace_seconds)
-        counted = [service, emitter, receiver]
+        counted = [service, *(child for child, _ in servers)]
         flood, tally, used = bench.run_counting_cpu(counted, "flood", seconds=plan.flood_seconds)
 
-    if not tally.received:
-        raise BenchmarkError(f"{contender.name}: no event has reached the client")
-    used["client"] = tally.cpu_seconds
-    by_process = {name: seconds * 1e6 / tally.received for name, seconds in used.items()}
+    if not (tally.received and paced_tally.received):
+        raise BenchmarkError("no event has reached the client")
+    delays = sorted(delay / 1e6 for delay in paced_tally.delays)
+    cost = {name: seconds * 1e6 / tally.received for name, seconds in used.items()}
     steady_from = flood["began_ns"] + int(plan.run_in_seconds * 1e9)
-    return Round(
-        contender=contender.key,
-        events_per_second=steady_rate(tally.samples, steady_from, flood["ended_ns"]),
-        cpu_us_per_event=sum(by_process.values()),
-        cpu_us_by_process=by_process,
-        delays_ms=sorted(delay / 1e6 for delay in paced_tally.delays),
-        emitted=flood["emitted"],
-        lost=flood["emitted"] - tally.received + paced["emitted"] - paced_tally.received,
-        doubled=tally.doubled + paced_tally.doubled,
-        late=tally.late + paced_tally.late,
-        drain_seconds=max(0.0, (_last_arrival(tally) - flood["ended_ns"]) / 1e9),
-    )
+    return {
+        "events_per_second": steady_rate(tally.samples, steady_from, flood["ended_ns"]),
+        "cpu_us": sum(cost.values()) + tally.cpu_seconds * 1e6 / tally.received,
+        "p50_ms": percentile(delays, 0.5),
+        "p99_ms": percentile(delays, 0.99),
+        "p999_ms": percentile(delays, 0.999),
+        "cpu_us_emitting": cost["node 1"],
+        "cpu_us_receiving": cost["node 2"],
+        "cpu_us_others": sum(cost[f"node {number}"] for number in range(3, nodes + 1)),
+        "cpu_us_client": tally.cpu_seconds * 1e6 / tally.received,
+        "cpu_us_service": cost[service.name],
+        "lost": flood["emitted"] - tally.received + paced["emitted"] - paced_tally.received,
+        "doubled": tally.doubled + paced_tally.doubled,
+        "late": tally.late + paced_tally.late,
+        "drain_seconds": max(0.0, (_last_arrival(tally) - flood["ended_ns"]) / 1e9),
+    }
+
+
+MEASURE = Measure(
+    key="cluster",
+    title="Events from one node to a client of another",
+    unit="nodes",
+    points=(2, 5, 10),
+    quick_points=(2,),
+    contenders={key: contender.name for key, contender in CONTENDERS.items()},
+    kinds={
+        "events_per_second": Kind("events/s received", 0, more_is_better=True),
+        "cpu_us": Kind("CPU us/event, all processes"),
+        "p50_ms": Kind("latency p50, ms", 2),
+        "p99_ms": Kind("latency p99, ms", 2),
+        "p999_ms": Kind("latency p99.9, ms", 2),
+        "cpu_us_emitting": Kind("CPU us/event, emitting node"),
+        "cpu_us_receiving": Kind("CPU us/event, receiving node"),
+        "cpu_us_others": Kind("CPU us/event, other nodes together"),
+        "cpu_us_client": Kind("CPU us/event, client"),
+        "cpu_us_service": Kind("CPU us/event, broker or discovery"),
+        "lost": Kind("events lost", 0, never=True),
+        "doubled": Kind("events doubled", 0, never=True),
+        "late": Kind("events out of order", 0, never=True),
+        "drain_seconds": Kind("from the loop's end to the last event, s", 2, more_is_better=None),
+    },
+    sample=_sample,
+)
 
 
 class _Bench:
@@ -146,8 +162,8 @@ class _Bench:
             return json.load(response)
 
 
-def _start_server(started: Children, name: str, contender: Contender, url: str) -> tuple[Child, int]:
-    child = started.start(name, python("benchmarks.server", contender.key, url))
+def _start_server(started: Children, name: str, contender: str, url: str) -> tuple[Child, int]:
+    child = started.start(name, python("benchmarks.server", contender, url))
     return child, int(child.line(r"listening on (\d+)", START_SECONDS)[1])
 
 
@@ -170,8 +186,3 @@ def _count_at(samples: Sequence[tuple[int, int]], at_ns: int) -> float:
             return before[1] + max(0.0, share) * (sample[1] - before[1])
         before = (sample[0], sample[1])
     return before[1]
-
-
-def percentile(ordered: Sequence[float], share: float) -> float:
-    """The smallest value that at least this share of all values does not exceed."""
-    return ordered[max(0, -int(-share * len(ordered) // 1) - 1)]
