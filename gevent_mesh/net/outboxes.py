@@ -131,7 +131,7 @@ class Outboxes:
         for peer in peers:
             unsent = max(unsent, self._append(peer, message))
         self._since_way_bytes += len(message)
-        if unsent > self._high_water_bytes < self._since_way_bytes and gevent.getcurrent() is not gevent.get_hub():
+        if min(unsent, self._since_way_bytes) > self._high_water_bytes and gevent.getcurrent() is not gevent.get_hub():
             self._since_way_bytes = 0
             give_way()
         if not at_once:
