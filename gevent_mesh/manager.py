@@ -643,8 +643,9 @@ class GeventMeshManager(ClusterApi, PubSubManager):  # type: ignore[misc]  # pyt
             False when a peer is to be waited for first: not in the turn, which would hold up everybody.
         """
         with self._clients.fanout.turn():
-            if any(mesh.outboxes.is_behind(peers, len(message)) for peers, message in outgoing):
-                return False
+            for peers, message in outgoing:
+                if mesh.outboxes.is_behind(peers, len(message)):
+                    return False
             for peers, message in outgoing:
                 mesh.outboxes.publish(peers, message, at_once=True)
             self._deliver(selection, encoded)
@@ -662,14 +663,21 @@ class GeventMeshManager(ClusterApi, PubSubManager):  # type: ignore[misc]  # pyt
         if peers is None and self._interest is not None and request_id is None:
             everybody = self._interest.choose(mesh, selection.namespace, selection.rooms)
         same, others = event_receivers(everybody if peers is None else peers, self._packets.codec)
-        data = messages.broadcast(selection.opts, encoded=encoded, codec=self._packets.codec, request_id=request_id)
-        message = self._node.encode(MessageType.BROADCAST, selection.namespace, data)
+        message = self._event_message(selection, encoded, request_id)
         outgoing = [(same, message)]
         if others:
             outgoing.append((others, self._plain_message(selection, encoded, request_id) or message))
         if peers is None:
             mesh.outboxes.keep_for_newcomers(message)
         return outgoing
+
+    def _event_message(self, selection: Selection, encoded: list[str | bytes], request_id: str | None) -> bytes:
+        """An event for nodes with the same packet class."""
+        namespace, codec = selection.namespace, self._packets.codec
+        if request_id is None:
+            return self._node.encode_event(namespace, selection.rooms, selection.exclude, encoded, codec)
+        data = messages.broadcast(selection.opts, encoded=encoded, codec=codec, request_id=request_id)
+        return self._node.encode(MessageType.BROADCAST, namespace, data)
 
     def _plain_message(self, selection: Selection, encoded: list[str | bytes], request_id: str | None) -> bytes | None:
         """An event for nodes with another packet class; None if they have to read the packet of ours."""

@@ -170,6 +170,17 @@ class Node:
         """
         return self._sized(messages.encode(kind, self.uid, namespace, data))
 
+    def encode_event(
+        self,
+        namespace: str,
+        rooms: Sequence[Hashable],
+        exclude: Sequence[Hashable],
+        encoded: list[str | bytes],
+        codec: str,
+    ) -> bytes:
+        """`encode` for a BROADCAST of a packet of ours that nobody is to acknowledge."""
+        return self._sized(messages.encode_event(self.uid, namespace, rooms, exclude, encoded, codec))
+
     def _sized(self, message: bytes) -> bytes:
         if len(message) > self.config.outbox_bytes:
             raise PayloadTooLarge(len(message), self.config.outbox_bytes)

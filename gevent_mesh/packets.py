@@ -9,6 +9,7 @@ Rules:
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -27,6 +28,9 @@ _CODECS = {"json": sio_packet.Packet, "msgpack": MsgPackPacket}
 
 _MAX_CODEC_CHARS = 128
 
+_dumps = json.JSONEncoder(separators=(",", ":")).encode
+"""`json.dumps` as python-socketio calls it; that makes such an encoder anew each time."""
+
 
 class Packets:
     """The packet class of one server.
@@ -40,6 +44,7 @@ class Packets:
 
     def __init__(self, packet_class: Any = None) -> None:
         self._class: Any = packet_class or sio_packet.Packet
+        self._is_stock = self._class is sio_packet.Packet
         self.codec = _codec_name(self._class)
 
     @property
@@ -55,6 +60,8 @@ class Packets:
         """
         # The packet class looks for binary in every corner of the data, unless it is told that there is none.
         binary = False if _PLAIN.issuperset(map(type, arguments)) else None
+        if binary is False and self._is_stock and self._class.json.dumps is json.dumps:
+            return [_plain_packet([event, *arguments], namespace)]
         packet = self._class(sio_packet.EVENT, namespace=namespace, data=[event, *arguments], binary=binary)
         encoded = packet.encode()
         return encoded if isinstance(encoded, list) else [encoded]
@@ -136,6 +143,12 @@ def arguments_of(data: Any) -> list[Any]:
     if isinstance(data, tuple):
         return list(data)
     return [] if data is None else [data]
+
+
+def _plain_packet(event: list[Any], namespace: str) -> str:
+    """What python-socketio's own packet class makes of an event without binary, in half the time."""
+    prefix = str(sio_packet.EVENT) if namespace == "/" else f"{sio_packet.EVENT}{namespace},"
+    return prefix + _dumps(event)
 
 
 def _decode(packet_class: Any, encoded: Sequence[str | bytes]) -> list[Any]:

@@ -14,7 +14,7 @@ from .protocol import messages
 __all__ = ["Selection", "members_of"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Selection:
     """Clients of one namespace.
 

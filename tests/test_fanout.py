@@ -23,7 +23,7 @@ from geventwebsocket.handler import WebSocketHandler
 from socketio import packet
 
 from gevent_mesh import GeventMeshManager, connections
-from gevent_mesh.fanout import MANY, Fanout
+from gevent_mesh.fanout import MANY, Fanout, Turn
 from gevent_mesh.outlets import Outlet
 from gevent_mesh.protocol import messages
 from gevent_mesh.protocol.messages import ClusterMessage, MessageType
@@ -419,6 +419,62 @@ def test_large_fan_outs_hold_nobody_up_and_nothing_overtakes_them(serve: Callabl
     assert len(set(log)) == 20_000
     # 0.4 s of work: somebody who wants to run again at once has done so at least every 20 ms.
     assert len(gaps) > 20
+
+
+class TestTurn:
+    def test_others_wait_until_it_is_given_back_as_often_as_it_was_taken(self) -> None:
+        turn = Turn()
+        log: list[str] = []
+
+        def other() -> None:
+            with turn:
+                log.append("other")
+
+        with turn:
+            waiting = gevent.spawn(other)
+            with turn:
+                gevent.sleep(0)
+            gevent.sleep(0)
+            log.append("first")
+        waiting.get(timeout=5)
+        assert log == ["first", "other"]
+
+    def test_hub_goes_past_and_takes_it_from_nobody(self) -> None:
+        turn = Turn()
+        log: list[str] = []
+
+        def in_hub() -> None:
+            with turn, turn:
+                log.append("hub")
+
+        def other() -> None:
+            with turn:
+                log.append("other")
+
+        with turn:
+            gevent.get_hub().loop.run_callback(in_hub)
+            waiting = gevent.spawn(other)
+            eventually(lambda: log)
+            assert log == ["hub"]
+        waiting.get(timeout=5)
+        assert log == ["hub", "other"]
+
+    def test_it_is_free_again_behind_who_fails_or_is_killed(self) -> None:
+        turn = Turn()
+
+        def work() -> None:
+            with turn:
+                gevent.sleep(10)
+
+        working = gevent.spawn(work)
+        waiting = gevent.spawn(work)
+        gevent.sleep(0)
+        waiting.kill()
+        working.kill()
+        with gevent.Timeout(5), contextlib.suppress(ValueError), turn:
+            raise ValueError
+        with gevent.Timeout(5), turn:
+            assert working.dead
 
 
 # ---------------------------------------------------------------------- what one read of a link has brought

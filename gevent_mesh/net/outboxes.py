@@ -31,14 +31,14 @@ from ..config import MeshConfig
 from ..protocol.flow import Patience
 from ..protocol.membership import Change, PeerState
 from ..protocol.peers import Peer, PeerTable
-from ..protocol.session import Session
 from .link import Link
 from .pause import at_work, give_way
 
 __all__ = ["Counters", "Outboxes"]
 
 UNSENT_HIGH_WATER_BYTES = 64 * 1024
-"""Above this much unsent, a publisher lets the writers run before it goes on."""
+"""Above this much unsent, a publisher lets the writers run before it goes on, and again each time that it has published
+as much."""
 RELIEF_SECONDS = 0.05
 """How long a publisher waits for an acknowledgement before it looks again whom to wait for."""
 
@@ -102,6 +102,8 @@ class Outboxes:
         self._silence_seconds = config.heartbeat_timeout
         self._half_bytes = config.outbox_bytes // 2
         self._high_water_bytes = min(UNSENT_HIGH_WATER_BYTES, config.outbox_bytes // 4)
+        # Published since the writers were let run: one whose socket is full has no use of it at every message.
+        self._since_way_bytes = 0
         self._counters = counters
         self._logger = logger
         self._patience: dict[str, Patience] = {}
@@ -129,7 +131,9 @@ class Outboxes:
         unsent = 0
         for peer in peers:
             unsent = max(unsent, self._append(peer, message))
-        if unsent > self._high_water_bytes and gevent.getcurrent() is not gevent.get_hub():
+        self._since_way_bytes += len(message)
+        if min(unsent, self._since_way_bytes) > self._high_water_bytes and gevent.getcurrent() is not gevent.get_hub():
+            self._since_way_bytes = 0
             give_way()
         if not at_once:
             self.keep_pace(peers)
@@ -150,14 +154,13 @@ class Outboxes:
         """Append, and return how many bytes wait for the link to take them."""
         session = peer.session
         link = self._links.get(peer.uid)
-        if link is not None and session.attached and not session.fits(len(message)):
+        if link is not None and session.is_crowded(len(message)):
             self._cut_slow(peer, link)
-        session.append(message)
+        unsent = session.append(message)
         self._counters.messages_sent += 1
-        if link is None or not session.attached:
-            return 0
-        link.wake()
-        return session.waiting_bytes
+        if link is not None and unsent:
+            link.wake()
+        return unsent
 
     def _cut_slow(self, peer: Peer, link: Link) -> None:
         self._counters.slow_consumers += 1
@@ -172,10 +175,6 @@ class Outboxes:
 
     # ------------------------------------------------------------------ pace
 
-    def _is_crowded(self, session: Session, room: int) -> bool:
-        """Whether a publisher should wait: what is sent and not acknowledged is on its way to overflow as well."""
-        return session.attached and not session.fits(room)
-
     def keep_pace(self, peers: Sequence[Peer], room: int = 0) -> None:
         """Wait for those of these peers that are behind and keep moving.
 
@@ -183,14 +182,12 @@ class Outboxes:
             room: bytes that are to fit into their outboxes; half of all, if left out.
         """
         room = room or self._half_bytes
-        for peer in peers:
-            if self._is_crowded(peer.session, room):
-                self._wait_for_relief_of(peers, room)
-                return
+        if _is_any_crowded(peers, room):
+            self._wait_for_relief_of(peers, room)
 
     def is_behind(self, peers: Sequence[Peer], size: int) -> bool:
         """Whether `keep_pace` would wait before a message of this size."""
-        if gevent.getcurrent() is gevent.get_hub() or not any(self._is_crowded(peer.session, size) for peer in peers):
+        if not _is_any_crowded(peers, size) or gevent.getcurrent() is gevent.get_hub():
             return False
         return bool(self._worth_waiting_for(peers, size))
 
@@ -237,7 +234,7 @@ class Outboxes:
         found = []
         for peer in peers:
             link = self._links.get(peer.uid)
-            if link is not None and self._is_crowded(peer.session, room):
+            if link is not None and peer.session.is_crowded(room):
                 patience = self._patience.setdefault(peer.uid, Patience())
                 # Not only what is acknowledged counts: a large message is when all of it is there.
                 patience.earn(peer.session.acked_bytes + link.transport.delivered_bytes)
@@ -327,3 +324,11 @@ class Outboxes:
         if now >= self._keeps_until:
             self._kept = None
             self._served.clear()
+
+
+def _is_any_crowded(peers: Sequence[Peer], room: int) -> bool:
+    """Whether one of these peers has not so much room, and might be waited for."""
+    for peer in peers:  # noqa: SIM110 (a generator costs more than all of the calls)
+        if peer.session.is_crowded(room):
+            return True
+    return False

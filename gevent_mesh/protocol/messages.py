@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
+from functools import lru_cache
 from typing import Any
 
 import msgpack
@@ -41,6 +42,7 @@ __all__ = [
     "disconnect_sockets",
     "encode",
     "encode_anywhere",
+    "encode_event",
     "fetch_sockets",
     "one_client",
     "options",
@@ -369,7 +371,34 @@ def encode(kind: MessageType, uid: str, nsp: str, data: dict[str, Any]) -> bytes
     return _checked(_pack({"type": kind.value, "data": data, "uid": uid, "nsp": nsp}), data)
 
 
-def _pack(value: dict[str, Any]) -> bytes:
+def encode_event(
+    uid: str, nsp: str, rooms: Sequence[Hashable], exclude: Sequence[Hashable], encoded: list[str | bytes], codec: str
+) -> bytes:
+    """What `encode` makes of a BROADCAST with an encoded packet, put together from pieces that do not change.
+
+    Raises:
+        PayloadNotEncodable: a room, or an excluded one, is a value that msgpack has no form for.
+    """
+    before, between, behind = _event_pieces(uid, nsp, codec)
+    opts = _pack(options(rooms, exclude)) if rooms or exclude else _EVERYBODY
+    packed = b"".join((before, opts, between, _pack(encoded), behind))
+    return (
+        packed if len(packed) <= FREE_BYTES else _checked(packed, broadcast(options(rooms, exclude), encoded=encoded))
+    )
+
+
+@lru_cache(maxsize=256)
+def _event_pieces(uid: str, nsp: str, codec: str) -> tuple[bytes, bytes, bytes]:
+    """The bytes of an event before the options, between them and the packet, and behind that."""
+    data = broadcast(options(), encoded=_NO_PACKET, codec=codec)
+    packed = encode(MessageType.BROADCAST, uid, nsp, data)
+    before, _, rest = packed.partition(_EVERYBODY)
+    # The name of the namespace, which may be anything, comes behind both.
+    between, _, behind = rest.partition(_pack(_NO_PACKET))
+    return before, between, behind
+
+
+def _pack(value: object) -> bytes:
     global _packer
     try:
         packed: bytes = _packer.pack(value)
@@ -379,6 +408,10 @@ def _pack(value: dict[str, Any]) -> bytes:
         # A packer never gives its buffer back: do not keep that of the largest message for ever.
         _packer = msgpack.Packer(use_bin_type=True)
     return packed
+
+
+_NO_PACKET: list[str | bytes] = [b"the packet"]
+_EVERYBODY = _pack(options())
 
 
 def encode_anywhere(kind: MessageType, uid: str, nsp: str, data: dict[str, Any]) -> bytes:

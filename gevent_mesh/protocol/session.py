@@ -130,20 +130,31 @@ class Session:
         """Tell whether a message of this size finds room without pushing out others."""
         return self._unacked_bytes + self._waiting_bytes + size_bytes <= self._limit_bytes
 
-    def append(self, message: bytes) -> None:
+    def is_crowded(self, size_bytes: int) -> bool:
+        """Tell whether a link is up and a message of this size would not fit: what is sent and not acknowledged is on
+        its way to overflow as well."""
+        return self._attached and self._unacked_bytes + self._waiting_bytes + size_bytes > self._limit_bytes
+
+    def append(self, message: bytes) -> int:
         """Number a message and keep it until it is acknowledged.
 
         The bytes object is shared with other sessions, never copied. When there is no room and no link, the oldest
-        messages go. With a link up nothing goes: the caller asks `fits` first and cuts the link of a slow consumer.
+        messages go. With a link up nothing goes: the caller asks `is_crowded` first and cuts that of a slow consumer.
+
+        Returns:
+            How many bytes wait for the present link; 0 without one.
         """
         if self._abandoned:
             self._first += 1
-            return
+            return 0
         self._waiting.append(message)
         self._waiting_bytes += len(message)
-        if not self._attached and self._waiting_bytes > self._limit_bytes:
+        if self._attached:
+            return self._waiting_bytes
+        if self._waiting_bytes > self._limit_bytes:
             self.overflowed = True
             self._make_room(self._limit_bytes)
+        return 0
 
     def _make_room(self, limit_bytes: int) -> None:
         while self._waiting_bytes > limit_bytes and len(self._waiting) > 1:
@@ -189,7 +200,8 @@ class Session:
             return
         if count > len(self._unacked):
             raise FrameError(f"message {upto} was acknowledged and never sent")
-        size = sum(len(self._unacked.popleft()) for _ in range(count))
+        popleft = self._unacked.popleft
+        size = sum(map(len, [popleft() for _ in range(count)]))
         self._unacked_bytes -= size
         self.acked_bytes += size
         self._first += count

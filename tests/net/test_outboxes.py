@@ -10,6 +10,7 @@ import gevent
 import pytest
 from gevent import socket
 
+from gevent_mesh.net import outboxes
 from gevent_mesh.net.pause import at_work
 from gevent_mesh.protocol.frames import Refusal
 from gevent_mesh_discovery import DiscoveryServer
@@ -149,6 +150,18 @@ class TestStuckPeer:
         assert sorted(healthy.numbers_from(one)) == list(range(1, count + 1))
         assert one.link(healthy) is not None
         stuck.transport.abort()
+
+    def test_publishers_do_not_give_way_at_every_message_to_a_writer_that_cannot_write(
+        self, join: Join, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        one = join(uid=MIDDLE)
+        peer = stuck_peer(one)
+        one.say(1000, padding=4 * KIB)
+        turns: list[None] = []
+        monkeypatch.setattr(outboxes, "give_way", lambda: turns.append(None))
+        one.say(200, padding=KIB)
+        assert 2 <= len(turns) <= 4
+        peer.transport.abort()
 
     def test_nobody_waits_for_it_once_it_is_cut(self, join: Join) -> None:
         node = join(outbox_bytes=64 * KIB)

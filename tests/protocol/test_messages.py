@@ -395,6 +395,68 @@ def test_only_what_is_meant_is_in_a_broadcast() -> None:
     assert messages.broadcast(OPTS, packet=["e"], request_id="ab")["requestId"] == "ab"
 
 
+_ROOM = st.one_of(
+    st.text(max_size=20),
+    st.integers(-(2**63), 2**64 - 1),
+    st.booleans(),
+    st.floats(),
+    st.none(),
+    st.binary(max_size=9),
+    st.tuples(st.text(max_size=3), st.integers(0, 9)),
+)
+_ROOMS = st.lists(_ROOM, max_size=4)
+_PACKETS = st.lists(st.text(max_size=60) | st.binary(max_size=60), min_size=1, max_size=3)
+
+
+def _event_encodings(
+    nsp: str, rooms: list[Any], exclude: list[Any], encoded: list[str | bytes], codec: str
+) -> list[bytes]:
+    data = messages.broadcast(messages.options(rooms, exclude), encoded=encoded, codec=codec)
+    return [
+        messages.encode_event(UID, nsp, rooms, exclude, encoded, codec),
+        encode(MessageType.BROADCAST, UID, nsp, data),
+    ]
+
+
+@given(nsp=st.text(max_size=40), rooms=_ROOMS, exclude=_ROOMS, encoded=_PACKETS, codec=st.text(max_size=20))
+def test_events_are_encoded_as_any_broadcast(
+    nsp: str, rooms: list[Any], exclude: list[Any], encoded: list[str | bytes], codec: str
+) -> None:
+    ours, whole = _event_encodings(nsp, rooms, exclude, encoded, codec)
+    assert ours == whole
+
+
+@pytest.mark.parametrize("nsp", ["/", "/chat", "\ufffd", "the packet", "rooms\x90except\x90flags\x80"])
+@pytest.mark.parametrize("rooms", [[], [1], [True], [1.0], ["a"], [("a", 1)], [b"a"]])
+@pytest.mark.parametrize(
+    "encoded", [["2[]"], [b"the packet"], ["51-[]", b"\x00" * 300], ["x" * 40_000], ["x" * 70_000]]
+)
+def test_events_that_look_alike_are_told_from_each_other(
+    nsp: str, rooms: list[Any], encoded: list[str | bytes]
+) -> None:
+    for exclude in ([], ["sid"]):
+        ours, whole = _event_encodings(nsp, rooms, exclude, encoded, "json")
+        assert ours == whole
+
+
+@pytest.mark.parametrize(
+    ("nsp", "rooms", "encoded"),
+    [
+        ("/\ud800", [], ["2[]"]),
+        ("/", ["\ud800"], ["2[]"]),
+        ("/", [], ["\ud800"]),
+        ("/", [frozenset()], ["2[]"]),
+        ("/", [2**64], ["2[]"]),
+        ("/", [str(number) for number in range(40_000)], ["2[]"]),
+    ],
+)
+def test_events_that_cannot_be_encoded_are_refused(nsp: str, rooms: list[Any], encoded: list[str | bytes]) -> None:
+    with pytest.raises(PayloadNotEncodable):
+        messages.encode_event(UID, nsp, rooms, [], encoded, "json")
+    ours, whole = _event_encodings("/", [], [], ["2[]"], "json")
+    assert ours == whole
+
+
 def test_options_always_have_all_three_keys() -> None:
     for made, arrives in (
         (messages.options(), {"rooms": [], "except": [], "flags": {}}),
