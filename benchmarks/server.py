@@ -16,6 +16,7 @@ from gevent import monkey
 monkey.patch_all()
 
 import json  # noqa: E402
+import random  # noqa: E402
 import sys  # noqa: E402
 import time  # noqa: E402
 from collections.abc import Callable, Iterable  # noqa: E402
@@ -61,13 +62,18 @@ class Emitter:
         self._sio.emit("warm")
 
     def pace(self, rate: str, seconds: str, to: str | None = None) -> dict[str, int]:
-        """Emit at an even pace; a late one is not waited for by the next, and what cannot keep up ends early."""
+        """Emit at a fixed rate; a late one is not waited for by the next, and what cannot keep up ends early.
+
+        Each event has its own moment within its turn, the same ones in every round: in step with somebody's timers the
+        same few events would meet them each time, or none.
+        """
+        moments = random.Random(rate)
         began = time.monotonic()
         for turn in range(round(float(rate) * float(seconds))):
             now = time.monotonic()
             if now - began > float(seconds) + LATE_SECONDS:
                 break
-            gevent.sleep(max(0.0, began + turn / float(rate) - now))
+            gevent.sleep(max(0.0, began + (turn + moments.random()) / float(rate) - now))
             self._tick(to)
         return self._end(began, to)
 

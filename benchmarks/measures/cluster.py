@@ -3,7 +3,7 @@
 One WebSocket client, a process of its own, is connected to the second of the nodes; the first one emits to everybody.
 A sample is
 
-- **latency**: events at an even pace that every contender carries, each with the time of its emission (the monotonic
+- **latency**: events at a rate that every contender carries, each with the time of its emission (the monotonic
   clock is one for all processes of a machine). How much of the pace was carried is a figure of its own: where it is
   less than 100 %, latency is that of a queue that grows;
 - **throughput**: events emitted in a loop that does nothing else. What counts is what the client has *received* in the
@@ -43,7 +43,7 @@ class Plan:
     flood_seconds: float = 5.0
     run_in_seconds: float = 1.0
     pace: int = 200
-    pace_seconds: float = 5.0
+    pace_seconds: float = 8.0
 
 
 PLAN = Plan()

@@ -1,6 +1,6 @@
 """What an event for few costs the nodes that it is not for.
 
-The members of a room are on one node, the second; the first one emits, at an even pace. What the remaining nodes
+The members of a room are on one node, the second; the first one emits, at a fixed rate. What the remaining nodes
 handle and spend meanwhile is counted by themselves, and what they spend in the same time without events is taken off.
 The same is done with events for one client, by its sid; there also what the emitting node sends.
 
