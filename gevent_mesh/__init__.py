@@ -12,7 +12,7 @@ The map, from the outside in; imports point downwards only::
     commands.py     what other nodes have our clients do
     clients.py      this node's own clients
     fanout.py       delivery to them; outlets.py: straight to their sockets
-    connections.py  their WebSockets; tasks.py: their greenlets
+    connections.py  their WebSockets; tasks.py: their greenlets; stock.py: what is python-engineio's own
     limits.py       what a client may cost; websocket.py: its WebSocket; handler.py, gunicorn.py: for whole servers
     packets.py      events as Socket.IO packets
     routing.py      which peers need a message

@@ -76,11 +76,12 @@ class Clients:
 
     Args:
         manager: the client manager that knows the rooms.
+        fanout: delivers to them.
     """
 
-    def __init__(self, manager: Manager) -> None:
+    def __init__(self, manager: Manager, fanout: Fanout) -> None:
         self._manager = manager
-        self.fanout = Fanout(manager)
+        self.fanout = fanout
         self._arrivals: dict[str, tuple[float, bytes]] = {}
         self._offered: dict[tuple[str, str], Any] = {}
         self._rooms: dict[tuple[str, str], dict[Hashable, None]] = {}

@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import gevent
+from engineio import socket as eio_socket
 from engineio.async_drivers._websocket_wsgi import SimpleWebSocketWSGI
 from engineio.async_drivers.gevent import WebSocketWSGI
 from engineio.socket import Socket
@@ -33,13 +34,14 @@ from .limits import ENDING_SECONDS, ClientLimits
 from .net.pause import Turns
 from .net.transport import Transport
 from .outlets import NOTHING, Outlet
-from .websocket import BoundedWebSocket
+from .stock import stock
+from .websocket import BoundedWebSocket, has_no_body
 
 __all__ = ["install"]
 
 _EXIT = Turns()
 """Through which all pass whose connections have ended: ten thousand of them at once would stop everything else."""
-_STOCK_HANDLER = Socket._websocket_handler
+_STOCK_HANDLER = stock(Socket._websocket_handler, eio_socket)
 _TOO_BIG = 1009
 
 
@@ -100,7 +102,7 @@ class _Connection:
 
     def _make_outlet(self, sock: Any) -> Outlet | None:
         """An outlet, where all that goes to the client may pass it."""
-        is_stock = getattr(self._handler, "__func__", None) is _STOCK_HANDLER
+        is_stock = _STOCK_HANDLER is not None and getattr(self._handler, "__func__", None) is _STOCK_HANDLER
         # Its socket may have another way to write: that of TLS.
         if is_stock and type(sock) is socket.socket and self._limits.allows_outlets:
             self._outlet = Outlet(self._session, sock)
@@ -214,11 +216,19 @@ class _Simple(_Connection, SimpleWebSocketWSGI):  # type: ignore[misc]  # python
             # Both lead back here, and such circles are left to the garbage collector.
             self.app = self.ws = None
 
+    def close(self) -> None:
+        """Say that nothing more will come, unless the connection is over."""
+        # Who serves it may have been killed, and the writer comes later.
+        if self.ws is not None:
+            super().close()
+
     def _serve(self, _websocket: Any) -> Any:
         """The life of the connection, from when it is upgraded."""
         sock = self.ws.sock
         # Of the request: nothing is read through it any more, and it keeps a buffer.
-        rfile = getattr(self.ws.environ["wsgi.input"], "rfile", None)
+        body = self.ws.environ["wsgi.input"]
+        has_no_body(body)
+        rfile = getattr(body, "rfile", None)
         if rfile is not None:
             rfile.close()
         self._transport = Transport(sock, is_client=False)

@@ -10,7 +10,9 @@ Rules:
   because they have seen it, must not come before it anywhere.
 - Events that one read of a link has brought are *gathered* (`gather`), and what is for the same client costs one write.
   Nobody can tell: whoever gathers flushes before anybody else runs, and before it does anything else for clients.
-  Nothing is gathered while somebody has the turn, nor for many clients at once, nor where each packet is to be seen.
+  Nothing is gathered while somebody has the turn, nor for many clients at once, nor where each packet is to be seen,
+  nor for clients without outlets, nor what is large: its frame is one for all, and gathered it would be one for each.
+- Whoever gathers lets the writers of queues run when much waits in them, as one who emits does.
 - It never runs application code: a client that turns out to be gone is closed in a greenlet of its own, because closing
   calls the application's disconnect handler.
 """
@@ -21,18 +23,22 @@ import base64
 import logging
 import time
 from collections import defaultdict
-from collections.abc import Collection, Hashable, Iterable, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
+from time import monotonic
 from typing import Any
 
 import gevent
 from engineio import packet as eio_packet
+from engineio import socket as eio_socket
 from engineio.socket import Socket
 from gevent.lock import Semaphore
 
+from .net.lines import LinesPerSecond
 from .net.pause import at_work, in_slices
 from .outlets import Outlet
 from .protocol.websocket import Opcode, frame
 from .selection import members_of
+from .stock import stock
 
 __all__ = ["Fanout", "Turn"]
 
@@ -40,12 +46,14 @@ FEW = 50
 """So many clients are delivered to between two looks at the time."""
 MANY = 100
 """To so many clients is written at once, or nothing is gathered for them: it must not take long."""
-GATHERED_BYTES = 64 * 1024
-"""So much is gathered for a client at the most, and one event."""
+GATHERED_BYTES = 256 * 1024
+"""So much is gathered at the most, and one event; what goes to several clients counts for each of them. An event that
+is more by itself is not gathered."""
 TURN_SECONDS = 0.5
 """Who waits for its turn says so often that it is not stuck."""
 
-_STOCK_SEND = Socket.send
+_STOCK_SEND = stock(Socket.send, eio_socket)
+_NOBODY: Mapping[str, str] = {}
 _NONE: dict[str, Outlet] = {}
 
 
@@ -145,14 +153,19 @@ class Fanout:
 
     Args:
         manager: knows the rooms (a `socketio.Manager`).
+        keep_pace: lets the writers of queues run, if much waits in them.
+        logger: where to report.
 
     Attributes:
         outlets: of the clients on WebSocket, by Engine.IO sid.
         direct, queued: deliveries that went to sockets, and into queues.
     """
 
-    def __init__(self, manager: Any) -> None:
+    def __init__(self, manager: Any, keep_pace: Callable[[], None], logger: logging.Logger) -> None:
         self._manager = manager
+        self._keep_pace = keep_pace
+        self._logger = logger
+        self._lines = LinesPerSecond()
         self._turn = Turn()
         self._gathered: defaultdict[str, list[_Parcel]] = defaultdict(list)
         self._gathered_bytes = 0
@@ -174,7 +187,7 @@ class Fanout:
     ) -> None:
         """Send an encoded Socket.IO packet to the selected local clients."""
         with self.turn():
-            members = self._members(namespace, rooms, exclude)
+            members = list(self._members(namespace, rooms, exclude).values())
             parcel = _Parcel(encoded)
             for first in in_slices(range(0, len(members), FEW)):
                 self._give(members[first : first + FEW], parcel)
@@ -186,41 +199,56 @@ class Fanout:
         exclude: Collection[Hashable],
         encoded: Sequence[str | bytes],
     ) -> None:
-        """`deliver` for who calls `flush` before anybody else runs."""
+        """`deliver` for who calls `flush` before anybody else runs. Gives way when much waits in queues."""
         members = self._members(namespace, rooms, exclude)
         if not members:
             return
-        gathered = self._gathered
-        if self._turn.depth or len(members) > MANY or (not gathered and self._is_watched()):
+        size = sum(map(len, encoded)) * len(members)
+        if size > GATHERED_BYTES or not self._may_gather(members):
             self.deliver(namespace, rooms, exclude, encoded)
+            self._keep_pace()
             return
-        parcel = _Parcel(encoded)
-        for eio_sid in members:
+        gathered, parcel = self._gathered, _Parcel(encoded)
+        for eio_sid in members.values():
             gathered[eio_sid].append(parcel)
-        self._gathered_bytes += sum(map(len, encoded))
+        self._gathered_bytes += size
         if self._gathered_bytes > GATHERED_BYTES or len(gathered) > MANY:
             self.flush()
 
+    def _may_gather(self, members: Mapping[str, str]) -> bool:
+        if self._turn.depth or len(members) > MANY or (not self._gathered and self._is_watched()):
+            return False
+        return all(map(self.outlets.__contains__, members.values()))
+
     def flush(self) -> None:
-        """Deliver what is gathered."""
+        """Deliver what is gathered. Gives way when that takes long, or much waits in queues."""
         if not self._gathered:
             return
         gathered, self._gathered, self._gathered_bytes = self._gathered, defaultdict(list), 0
-        with self.turn():
-            for eio_sid, parcels in gathered.items():
-                self._give_some(eio_sid, self.outlets.get(eio_sid), parcels)
+        with self._turn:
+            for eio_sid, parcels in in_slices(gathered.items()):
+                try:
+                    self._give_some(eio_sid, self.outlets.get(eio_sid), parcels)
+                except Exception:
+                    # It must not cost the others what is gathered for them.
+                    if self._lines.next(monotonic()) is not None:
+                        self._logger.exception("events for a client could not be delivered")
+        self._keep_pace()
 
     def _give_some(self, eio_sid: str, outlet: Outlet | None, parcels: Sequence[_Parcel]) -> None:
-        direct = 0 if outlet is None else outlet.take_some([parcel.frames for parcel in parcels])
-        for parcel in parcels[direct:]:
-            self._queue(eio_sid, parcel)
-        self.direct += direct
-        self.queued += len(parcels) - direct
+        direct = 0
+        if outlet is not None and outlet.is_free:
+            direct = outlet.take_some([parcel.frames for parcel in parcels])
+            self.direct += direct
+        if direct < len(parcels):
+            for parcel in in_slices(parcels[direct:]):
+                self.queued += 1
+                self._queue(eio_sid, parcel)
 
-    def _members(self, namespace: str, rooms: Sequence[Hashable], exclude: Collection[Hashable]) -> list[str]:
-        """The Engine.IO sids of the selected local clients, each once."""
+    def _members(self, namespace: str, rooms: Sequence[Hashable], exclude: Collection[Hashable]) -> Mapping[str, str]:
+        """The Engine.IO sids of the selected local clients by sid; to be copied before anybody else runs."""
         known = self._manager.rooms.get(namespace)
-        return list(members_of(known, rooms, exclude).values()) if known else []
+        return members_of(known, rooms, exclude) if known else _NOBODY
 
     def _give(self, members: Sequence[str], parcel: _Parcel) -> None:
         outlets = _NONE if self._is_watched() else self.outlets

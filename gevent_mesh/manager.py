@@ -33,6 +33,7 @@ from .commands import Commands
 from .config import MeshConfig
 from .emitter import Emitter, EmitterQueries
 from .errors import ConfigError, PayloadNotEncodable
+from .fanout import Fanout
 from .health import Health, HealthService
 from .interest import InterestService
 from .leaving import Leave
@@ -188,8 +189,8 @@ class GeventMeshManager(ClusterApi, PubSubManager):  # type: ignore[misc]  # pyt
         self._emitter = Emitter(self.config, self._mesh_logger) if write_only else None
         self._node = self._emitter or Node(self.config, self._mesh_logger, self._status)
         self._leave: Leave | None = None
-        self._clients = Clients(self)
         self._limits = ClientLimits(self.config, self._counters, self._mesh_logger)
+        self._clients = Clients(self, Fanout(self, self._limits.keep_pace, self._mesh_logger))
         self._requests = Requests()
         self._add_services()
         startup.watch(self)

@@ -59,6 +59,7 @@ class Node:
         self._was_started = False
         self._warned_unstarted = False
         self._services: list[Service] = []
+        self._settling: list[Service] = []
         self._handlers: dict[MessageType, Handler] = {}
 
     def add(self, *services: Service) -> None:
@@ -66,6 +67,8 @@ class Node:
         self._services += services
         for service in services:
             self._handlers.update(service.handlers)
+        # Asked at every read of a link: most have nothing to do then.
+        self._settling += [service for service in services if type(service).settle is not Service.settle]
 
     # ------------------------------------------------------------------ life
 
@@ -133,9 +136,9 @@ class Node:
     def _left(self) -> None:
         self._tell("left", lambda service: service.left())
 
-    def _tell(self, what: str, tell: Callable[[Service], None]) -> None:
-        """Have every service hear something, also behind one that fails."""
-        for service in self._services:
+    def _tell(self, what: str, tell: Callable[[Service], None], services: Iterable[Service] | None = None) -> None:
+        """Have services hear something, all of them if none are named, also behind one that fails."""
+        for service in self._services if services is None else services:
             try:
                 tell(service)
             except Exception:
@@ -283,7 +286,7 @@ class Node:
 
     def settle(self) -> None:
         """Have services do what they have put off (see `gevent_mesh.service`)."""
-        self._tell("settle", lambda service: service.settle())
+        self._tell("settle", lambda service: service.settle(), self._settling)
 
     def on_linked(self, peer: Peer) -> None:
         self._tell("linked", lambda service: service.linked(peer))

@@ -50,6 +50,11 @@ class Outlet:
         self._send: Callable[[bytes], int] = sock._sock.send
         self._writing = RLock()
 
+    @property
+    def is_free(self) -> bool:
+        """Whether nothing is before what would be written now."""
+        return not (self._is_busy or self.in_hand) and self._is_empty()
+
     def take(self, frame: bytes) -> bool:
         """Write a frame at once. Never waits.
 
@@ -81,7 +86,9 @@ class Outlet:
         while unwritten and unwritten >= len(frames[taken - 1]):
             taken -= 1
             unwritten -= len(frames[taken])
-        self._rest = self._rest[:unwritten]
+        if len(frames) > 1:
+            # A copy: the frames that were joined for this are not to be kept for the sake of one.
+            self._rest = memoryview(bytes(self._rest[:unwritten]))
         return taken
 
     def write(self, data: bytes) -> None:

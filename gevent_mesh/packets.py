@@ -17,6 +17,7 @@ from socketio import packet as sio_packet
 from socketio.msgpack_packet import MsgPackPacket
 
 from .errors import MessageError, PayloadNotEncodable
+from .stock import stock
 
 __all__ = ["Packets", "arguments_of"]
 
@@ -28,6 +29,7 @@ _CODECS = {"json": sio_packet.Packet, "msgpack": MsgPackPacket}
 
 _MAX_CODEC_CHARS = 128
 
+_STOCK_DUMPS = stock(json.dumps, json)
 _dumps = json.JSONEncoder(separators=(",", ":")).encode
 """`json.dumps` as python-socketio calls it; that makes such an encoder anew each time."""
 
@@ -60,7 +62,7 @@ class Packets:
         """
         # The packet class looks for binary in every corner of the data, unless it is told that there is none.
         binary = False if _PLAIN.issuperset(map(type, arguments)) else None
-        if binary is False and self._is_stock and self._class.json.dumps is json.dumps:
+        if binary is False and self._is_stock and self._class.json.dumps is _STOCK_DUMPS:
             return [_plain_packet([event, *arguments], namespace)]
         packet = self._class(sio_packet.EVENT, namespace=namespace, data=[event, *arguments], binary=binary)
         encoded = packet.encode()

@@ -124,8 +124,11 @@ class Relay(Service):
                 if own_question is not None:
                     self._acknowledgements.ask_own(message, peer.codec, partial(self._answer_own, own_question))
                 else:
-                    self._node.hand_on(peer, message)
-                    self._node.settle()
+                    try:
+                        self._node.hand_on(peer, message)
+                    finally:
+                        # Before anything is logged, which may let others run.
+                        self._node.settle()
             except Exception:
                 # Others may be able to handle it.
                 self._logger.exception("a %s of emitter %s could not be handled", message.type.name, message.uid)

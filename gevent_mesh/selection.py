@@ -14,7 +14,7 @@ from .protocol import messages
 __all__ = ["Selection", "members_of"]
 
 
-@dataclass(slots=True)
+@dataclass(slots=True)  # not frozen: one is made for each event, and would take three times as long
 class Selection:
     """Clients of one namespace.
 

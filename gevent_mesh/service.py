@@ -40,7 +40,7 @@ class Service:
         """This node is not in the mesh any more: no peer is present, until this node has joined again."""
 
     def settle(self) -> None:
-        """Do now what was put off, in a link's reader: others are about to run."""
+        """Do now what was put off, in a link's reader: others are about to run. It may give way."""
 
     def client_gone(self, sid: str, namespace: str) -> None:
         """A client of this node is not connected to this namespace any more."""

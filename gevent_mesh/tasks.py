@@ -20,9 +20,11 @@ import gevent
 from engineio import packet
 from engineio import socket as eio_socket
 
+from .stock import stock
+
 __all__ = ["Task", "install"]
 
-_STOCK_PING = getattr(eio_socket.Socket, "_send_ping", None)
+_STOCK_PING = stock(getattr(eio_socket.Socket, "_send_ping", None), eio_socket)
 
 
 class Task(gevent.Greenlet):  # type: ignore[misc]  # gevent has no types
@@ -37,7 +39,10 @@ def install(eio: Any) -> None:
 
     def start_background_task(target: Any, *args: Any, **kwargs: Any) -> Any:
         if _STOCK_PING is not None and getattr(target, "__func__", None) is _STOCK_PING:
-            return Task.spawn_later(eio.ping_interval, _ping, weakref.ref(target.__self__))
+            session = target.__self__
+            # The last one was answered. Newer ones of python-engineio have noted that already.
+            session.last_ping = None
+            return Task.spawn_later(eio.ping_interval, _ping, weakref.ref(session))
         if getattr(target, "__module__", None) == eio_socket.__name__:
             return Task.spawn(target, *args, **kwargs)
         return start(target, *args, **kwargs)

@@ -17,23 +17,23 @@ import contextlib
 import io
 from collections.abc import Callable
 from time import monotonic
+from typing import Any
 
 import gevent
 from gevent import socket
 from gevent.lock import Semaphore
+from gevent.pywsgi import Input
 from geventwebsocket import exceptions
 from geventwebsocket.websocket import MSG_ALREADY_CLOSED, MSG_SOCKET_DEAD, WebSocket
 
 from .errors import WebSocketError
-from .net.pause import SLICE_SECONDS, give_way
+from .net.pause import SLICE_SECONDS, give_way, slice_behind_read
 from .net.transport import Transport
 from .protocol.websocket import MessageDecoder, Opcode, close_payload, frame, parse_close
 
-__all__ = ["BoundedWebSocket"]
+__all__ = ["BoundedWebSocket", "has_no_body"]
 
 _READ_BYTES = 64 * 1024
-_WAITED_SECONDS = 0.001
-"""A read that took longer has waited, and others have run meanwhile."""
 _CLOSE_SECONDS = 1.0
 """How long a close frame may take on its way, and how long whoever was refused is waited for."""
 
@@ -41,6 +41,12 @@ _NORMAL = 1000
 _PROTOCOL_ERROR = 1002
 _NEVER_SENT = {1004, 1006, 1015}
 _NOT_UTF8 = 1007
+
+
+def has_no_body(body: Any) -> None:
+    """Whatever the request that was upgraded announces: else pywsgi would look for that where the WebSocket was."""
+    if isinstance(body, Input):
+        body.content_length, body.chunked_input = 0, False
 
 
 class BoundedWebSocket(WebSocket):  # type: ignore[misc]  # gevent-websocket ships no types
@@ -62,6 +68,7 @@ class BoundedWebSocket(WebSocket):  # type: ignore[misc]  # gevent-websocket shi
         upgraded.closed = True
         # And would make a class for that, which is garbage at once, and of a kind that is costly to collect.
         upgraded.handler = None
+        has_no_body(self.handler.wsgi_input)
         self.transport = Transport(self.handler.socket, is_client=False)
         self.refused: WebSocketError | None = None
         self._read: Callable[[int], bytes] = self._read_first
@@ -174,8 +181,7 @@ class BoundedWebSocket(WebSocket):  # type: ignore[misc]  # gevent-websocket shi
             data: bytes = self._read(_READ_BYTES)
         except (OSError, ValueError):  # ValueError: closed by somebody else
             return b""
-        if monotonic() - began > _WAITED_SECONDS:
-            self._slice_ends = monotonic() + SLICE_SECONDS
+        self._slice_ends = slice_behind_read(began, monotonic(), self._slice_ends)
         return data
 
     def _new_slice(self) -> None:

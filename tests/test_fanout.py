@@ -7,6 +7,7 @@ import itertools
 import json
 import logging
 import time
+import tracemalloc
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -23,7 +24,8 @@ from geventwebsocket.handler import WebSocketHandler
 from socketio import packet
 
 from gevent_mesh import GeventMeshManager, connections
-from gevent_mesh.fanout import MANY, Fanout, Turn
+from gevent_mesh.fanout import GATHERED_BYTES, MANY, Fanout, Turn
+from gevent_mesh.net.pause import give_way
 from gevent_mesh.outlets import Outlet
 from gevent_mesh.protocol import messages
 from gevent_mesh.protocol.messages import ClusterMessage, MessageType
@@ -42,7 +44,7 @@ class Browser:
         others: frames that were no such event.
     """
 
-    def __init__(self, port: int, *, buffer_bytes: int = 0, path: str = "") -> None:
+    def __init__(self, port: int, *, buffer_bytes: int = 0, path: str = "", header: str = "X: y") -> None:
         self.numbers: list[int] = []
         self.others: list[tuple[int, bytes]] = []
         self._data = b""
@@ -52,7 +54,8 @@ class Browser:
         self.sock.connect(("127.0.0.1", port))
         lines = [
             f"GET {path or '/socket.io/?EIO=4&transport=websocket'} HTTP/1.1", "Host: x", "Upgrade: websocket",
-            "Connection: Upgrade", "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==", "Sec-WebSocket-Version: 13", "", "",
+            "Connection: Upgrade", "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==", "Sec-WebSocket-Version: 13",
+            header, "", "",
         ]  # fmt: skip
         self.sock.sendall("\r\n".join(lines).encode())
         head = b""
@@ -111,12 +114,21 @@ class Browser:
 class Served:
     """A server with clients of its own."""
 
-    def __init__(self, handler: str = "gevent-websocket", *, direct_writes: bool = True, **options: Any) -> None:
+    def __init__(
+        self,
+        handler: str = "gevent-websocket",
+        *,
+        direct_writes: bool = True,
+        client_queue_bytes: int | None = None,
+        **options: Any,
+    ) -> None:
         self.handler = handler
-        self.manager = GeventMeshManager([], ws_port=0, direct_writes=direct_writes)
+        self.manager = GeventMeshManager(
+            [], ws_port=0, direct_writes=direct_writes, client_queue_bytes=client_queue_bytes
+        )
         self.sio = socketio.Server(async_mode="gevent", client_manager=self.manager, namespaces=["/"], **options)
         self.server = WSGIServer(
-            ("127.0.0.1", 0), socketio.WSGIApp(self.sio), handler_class=HANDLERS[handler], log=None
+            ("127.0.0.1", 0), socketio.WSGIApp(self.sio), handler_class=HANDLERS[handler], log=None, spawn=1000
         )
         self.server.start()
         self.browsers: list[Browser] = []
@@ -301,6 +313,33 @@ def test_what_comes_behind_a_websocket_is_no_request(served: Served) -> None:
         while data := browser.sock.recv(4096):
             got += data
     assert b"HTTP" not in got
+
+
+@pytest.mark.parametrize("header", ["Content-Length: 5", "Transfer-Encoding: chunked"])
+def test_an_upgrade_that_announces_a_body_is_served_as_any_other(
+    served: Served, header: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    browser = served.browser(header=header).read_on()
+    served.tick()
+    eventually(lambda: browser.numbers == [1])
+    browser.sock.close()
+    eventually(lambda: not served.sio.eio.sockets)
+    gevent.sleep(0.05)
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_a_server_that_kills_its_greenlets_leaves_no_traceback(
+    served: Served, capfd: pytest.CaptureFixture[str]
+) -> None:
+    browser = served.browser()
+    pool = served.server.pool
+    assert pool is not None
+    pool.kill(timeout=5)
+    with gevent.Timeout(5), contextlib.suppress(OSError, AssertionError):
+        while True:
+            browser.read()
+    gevent.sleep(0.05)
+    assert "Traceback" not in capfd.readouterr().err
 
 
 def test_outlets_go_with_their_clients(served: Served) -> None:
@@ -622,10 +661,10 @@ def test_nothing_is_gathered_while_somebody_delivers(served: Served) -> None:
 
 def test_what_is_gathered_is_bounded(served: Served) -> None:
     browser = served.browser().read_on()
-    served.gather(20, padding=10_000)
-    assert 14 <= served.fanout.direct < 20
+    served.gather(30, padding=10_000)
+    assert served.fanout.direct == GATHERED_BYTES // 10_000 + 1
     served.fanout.flush()
-    eventually(lambda: browser.numbers == list(range(1, 21)))
+    eventually(lambda: browser.numbers == list(range(1, 31)))
 
 
 def test_for_many_clients_at_once_nothing_is_gathered(serve: Callable[..., Served]) -> None:
@@ -636,6 +675,120 @@ def test_for_many_clients_at_once_nothing_is_gathered(serve: Callable[..., Serve
         served.fanout.outlets[f"eio {number}"] = _Plate(log, number)  # type: ignore[assignment]  # all that is asked of one
     served.gather(1)
     assert len(log) == MANY + 1
+
+
+@pytest.fixture
+def turns() -> Iterator[Callable[[], int]]:
+    """How often somebody who wants to run again at once has done so."""
+    count = 0
+
+    def watch() -> None:
+        nonlocal count
+        while True:
+            give_way()
+            count += 1
+
+    watching = gevent.spawn(watch)
+    gevent.sleep(0)
+    yield lambda: count
+    watching.kill()
+
+
+def test_gathered_events_for_a_socket_that_is_full_hold_nobody_up(served: Served, turns: Callable[[], int]) -> None:
+    slow = served.browser(buffer_bytes=4096)
+    (outlet,) = served.fanout.outlets.values()
+    while outlet.is_free:
+        served.gather(1, padding=100_000)
+        served.fanout.flush()
+    before = turns()
+    for _ in range(5):
+        last = served.gather(4000)
+        served.fanout.flush()
+    # 20,000 packets for a queue are 40 ms of work and more, with a look at the others every 2 ms.
+    assert turns() - before >= 5
+    slow.read_on()
+    eventually(lambda: len(slow.numbers) == last, 20)
+    assert slow.numbers == list(range(1, last + 1))
+
+
+@pytest.mark.parametrize("event_bytes", [10, 1000, 40_000])
+def test_events_of_peers_cut_no_client_without_an_outlet_that_keeps_up(
+    serve: Callable[..., Served], event_bytes: int
+) -> None:
+    served = serve(direct_writes=False, client_queue_bytes=64 * 1024)
+    browser = served.browser().read_on()
+    for _ in range(300):  # reads of a link, whose reader does not have to wait for the next one
+        last = served.gather(min(10, 65_536 // event_bytes), padding=event_bytes)
+        served.fanout.flush()
+    eventually(lambda: len(browser.numbers) == last, 20)
+    assert served.sio.eio.sockets
+
+
+def test_events_of_peers_cut_no_client_whose_socket_was_full_for_a_moment(serve: Callable[..., Served]) -> None:
+    served = serve(client_queue_bytes=64 * 1024)
+    browser = served.browser()
+    (outlet,) = served.fanout.outlets.values()
+    outlet._send = lambda data: outlet_send(data[:10])
+    outlet_send = socket.socket.send.__get__(outlet._sendall.__self__)
+    browser.read_on()
+    for _ in range(300):
+        last = served.gather(10, padding=1000)
+        served.fanout.flush()
+    eventually(lambda: len(browser.numbers) == last, 20)
+    assert browser.numbers == list(range(1, last + 1))
+
+
+def test_clients_share_the_frame_of_a_large_event_also_behind_a_small_one(serve: Callable[..., Served]) -> None:
+    served = serve()
+    for _ in range(10):
+        served.browser(buffer_bytes=4096)
+    tracemalloc.start()
+    try:
+        served.gather(1)
+        served.gather(1, padding=8_000_000)
+        served.fanout.flush()
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert served.fanout.direct == 20
+    # The event, its bytes, and the frame; a copy for each client would be 80 MB.
+    assert most < 40_000_000
+
+
+def test_of_gathered_events_no_more_is_kept_than_what_is_half_written(served: Served) -> None:
+    served.browser(buffer_bytes=4096)
+    (outlet,) = served.fanout.outlets.values()
+    while outlet.is_free:
+        served.gather(20, padding=10_000)
+        served.fanout.flush()
+    assert memoryview(outlet._rest.obj).nbytes <= 10_100
+
+
+def test_events_for_a_busy_client_are_not_joined(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    served.browser()
+    (outlet,) = served.fanout.outlets.values()
+    outlet.in_hand = 1
+    monkeypatch.setattr(Outlet, "take_some", lambda *_: pytest.fail("joined for nothing"))
+    served.gather(2)
+    served.fanout.flush()
+    assert served.fanout.queued == 2
+    outlet.in_hand = 0
+
+
+def test_a_client_that_fails_costs_no_other_what_is_gathered(served: Served, caplog: pytest.LogCaptureFixture) -> None:
+    served.browser()
+    other = served.browser().read_on()
+    first, _ = served.fanout.outlets.values()
+
+    def fail(_data: bytes) -> int:
+        raise ValueError("no such luck")
+
+    first._send = fail
+    for _ in range(2):
+        last = served.gather(2)
+        served.fanout.flush()
+    eventually(lambda: other.numbers == list(range(1, last + 1)))
+    assert [record.getMessage() for record in caplog.records] == ["events for a client could not be delivered"]
 
 
 def test_events_of_peers_are_gathered_until_their_reader_pauses(serve: Callable[..., Served]) -> None:

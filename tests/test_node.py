@@ -42,6 +42,9 @@ class Hearing(Service):
     def sweep(self, now: float) -> None:
         self._hear("sweep", now)
 
+    def settle(self) -> None:
+        self._hear("settle", None)
+
 
 @pytest.mark.parametrize(
     ("tell", "heard"),
@@ -51,6 +54,7 @@ class Hearing(Service):
         (lambda node: node._left(), ("left", None)),
         (lambda node: node.client_gone("s", "/"), ("client_gone", ("s", "/"))),
         (lambda node: node.on_sweep(1.0), ("sweep", 1.0)),
+        (lambda node: node.settle(), ("settle", None)),
     ],
 )
 def test_a_service_that_fails_silences_no_other(

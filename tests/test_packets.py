@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -12,6 +15,7 @@ from socketio import packet as sio_packet
 from socketio.msgpack_packet import MsgPackPacket
 
 from gevent_mesh.packets import Packets
+from gevent_mesh.stock import stock
 
 EVENTS: list[tuple[str, list[Any]]] = [
     ("event", []),
@@ -97,3 +101,25 @@ def test_what_has_no_form_raises_as_it_does_there_and_disturbs_nothing(argument:
 
 def test_event_that_is_no_text_is_what_it_is_there() -> None:
     assert _check(sio_packet.Packet, [1, "x"], ["text"], "/") == ['2[[1,"x"],"text"]']  # type: ignore[arg-type]
+
+
+def test_what_wraps_a_function_of_a_library_is_told_from_it() -> None:
+    @functools.wraps(json.dumps)
+    def replaced(*args: Any, **options: Any) -> str:
+        return json.dumps(*args, **options)
+
+    assert stock(json.dumps, json) is json.dumps
+    assert stock(replaced, json) is None
+    assert stock(None, json) is None
+
+
+def test_json_that_was_replaced_before_this_library_came_is_used() -> None:
+    program = """
+import json
+dumps = json.dumps
+json.dumps = lambda *args, **options: dumps(*args, **options).upper()
+from gevent_mesh.packets import Packets
+print(Packets().encode("event", ["text"], "/")[0])
+"""
+    printed = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
+    assert printed.stdout == '2["EVENT","TEXT"]\n'

@@ -49,6 +49,19 @@ def test_a_client_that_answers_no_ping_is_disconnected(serve: Callable[..., Serv
     eventually(lambda: not served.sio.eio.sockets)
 
 
+def test_a_client_that_answers_its_pings_stays(serve: Callable[..., Served]) -> None:
+    """The older python-engineio notes only when it sends the next one that the last one was answered."""
+    served = serve(ping_interval=0.3, ping_timeout=0.1)
+    browser = served.browser().read_on()
+    for count in range(1, 5):
+        eventually(lambda count=count: pings(browser) == count)  # type: ignore[misc]  # bound now
+        browser.send(b"3")
+        gevent.sleep(0.2)  # longer than the timeout: what is sent now looks at when the last ping was
+        served.tick()
+    assert served.sio.eio.sockets
+    eventually(lambda: browser.numbers == [1, 2, 3, 4])
+
+
 def test_an_application_may_send_pings_in_its_own_way(
     serve: Callable[..., Served], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -33,7 +33,7 @@ from ..protocol.messages import ClusterMessage, MessageType
 from ..protocol.peers import Peer
 from .lines import LinesPerSecond
 from .listener import StrangerTicket
-from .pause import SLICE_SECONDS, at_work, give_way, worked_at
+from .pause import SLICE_SECONDS, at_work, give_way, slice_behind_read, worked_at
 from .transport import Transport
 
 __all__ = ["Link", "LinkOwner"]
@@ -43,8 +43,6 @@ logger = logging.getLogger(__name__)
 _BROADCAST = MessageType.BROADCAST
 
 ACK_SECONDS = 0.2
-WAITED_SECONDS = 0.001
-"""A read that took longer has waited, and others have run meanwhile."""
 STUCK_SECONDS = 5.0
 """A reader that has not given way for so long in the middle of a message does not come back. (It is left behind sooner
 where half of `heartbeat_timeout` is less, see `gevent_mesh.net.watch`.)"""
@@ -216,8 +214,7 @@ class Link:
             began = monotonic()
             data = transport.recv()
             now = monotonic()
-            if now - began > WAITED_SECONDS:
-                slice_ends = now + SLICE_SECONDS
+            slice_ends = slice_behind_read(began, now, slice_ends)
             if not data:
                 self._reason = self._reason or "the connection was closed"
                 return

@@ -12,12 +12,23 @@ from typing import TypeVar
 import gevent
 from gevent.lock import Semaphore
 
-__all__ = ["ITEMS_SLICE_SECONDS", "SLICE_SECONDS", "Turns", "at_work", "give_way", "in_slices", "worked_at"]
+__all__ = [
+    "ITEMS_SLICE_SECONDS",
+    "SLICE_SECONDS",
+    "Turns",
+    "at_work",
+    "give_way",
+    "in_slices",
+    "slice_behind_read",
+    "worked_at",
+]
 
 SLICE_SECONDS = 0.005
 """How long a reader works before it lets others run."""
 ITEMS_SLICE_SECONDS = 0.002
 """The same for work on many items, of which several kinds may be under way at once."""
+WAITED_SECONDS = 0.001
+"""A read that took longer has waited, and others have run meanwhile."""
 
 T = TypeVar("T")
 
@@ -44,6 +55,11 @@ def give_way() -> None:
     hub = gevent.get_hub()
     with hub.loop.timer(0) as timer:
         hub.wait(timer)
+
+
+def slice_behind_read(began: float, now: float, slice_ends: float) -> float:
+    """When the slice of a reader ends, behind a read that began then: one that has waited begins a new slice."""
+    return now + SLICE_SECONDS if now - began > WAITED_SECONDS else slice_ends
 
 
 def in_slices(items: Iterable[T]) -> Iterator[T]:

@@ -72,6 +72,8 @@ MAX_REFUSED = 1000
 """Numbers of messages that one RELAYED may name as refused."""
 MAX_QUESTION_SECONDS = 3600.0
 """How long a node is at a question of an emitter, at the most."""
+MAX_KEPT_NSP_CHARS = 256
+"""Longer ones are not kept: where a server takes any, clients choose them, and a megabyte is a name."""
 MAX_ROOM_DEPTH = 16
 """Tuples within tuples: msgpack nests deeper than Python can follow."""
 
@@ -379,6 +381,8 @@ def encode_event(
     Raises:
         PayloadNotEncodable: a room, or an excluded one, is a value that msgpack has no form for.
     """
+    if len(nsp) > MAX_KEPT_NSP_CHARS:
+        return encode(MessageType.BROADCAST, uid, nsp, broadcast(options(rooms, exclude), encoded=encoded, codec=codec))
     before, between, behind = _event_pieces(uid, nsp, codec)
     opts = _pack(options(rooms, exclude)) if rooms or exclude else _EVERYBODY
     packed = b"".join((before, opts, between, _pack(encoded), behind))

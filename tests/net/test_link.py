@@ -15,7 +15,7 @@ from gevent import socket
 from gevent.event import Event as GeventEvent
 
 from gevent_mesh.errors import HandshakeError
-from gevent_mesh.net import link as module
+from gevent_mesh.net import link, pause
 from gevent_mesh.net.link import ACK_SECONDS, PARTING_SECONDS, Link
 from gevent_mesh.net.pause import SLICE_SECONDS, give_way
 from gevent_mesh.net.transport import Transport
@@ -333,7 +333,8 @@ def test_batch_of_nothing_but_worthless_messages_keeps_nobody_from_running(
             seen.append(dropped())
 
     # The reader gives way whenever it looks up: what counts is how often it does, not how fast this machine is.
-    monkeypatch.setattr(module, "SLICE_SECONDS", -1.0)
+    for module in (link, pause):
+        monkeypatch.setattr(module, "SLICE_SECONDS", -1.0)
     watching = gevent.spawn(watch)
     for _ in range(count):
         dialer.session.append(junk)

@@ -457,6 +457,15 @@ def test_events_that_cannot_be_encoded_are_refused(nsp: str, rooms: list[Any], e
     assert ours == whole
 
 
+def test_names_of_namespaces_that_somebody_made_long_are_not_kept() -> None:
+    messages._event_pieces.cache_clear()
+    for nsp in ("/short", "/" + "x" * 1000):
+        made = messages.encode_event("0123456789abcdef", nsp, ["room"], [], ['2["event"]'], "json")
+        data = messages.broadcast(messages.options(["room"]), encoded=['2["event"]'], codec="json")
+        assert made == messages.encode(MessageType.BROADCAST, "0123456789abcdef", nsp, data)
+    assert messages._event_pieces.cache_info().currsize == 1
+
+
 def test_options_always_have_all_three_keys() -> None:
     for made, arrives in (
         (messages.options(), {"rooms": [], "except": [], "flags": {}}),
