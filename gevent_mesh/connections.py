@@ -220,7 +220,8 @@ class _Simple(_Connection, SimpleWebSocketWSGI):  # type: ignore[misc]  # python
         """Say that nothing more will come, unless the connection is over."""
         # Who serves it may have been killed, and the writer comes later.
         if self.ws is not None:
-            super().close()
+            with contextlib.suppress(OSError):
+                super().close()
 
     def _serve(self, _websocket: Any) -> Any:
         """The life of the connection, from when it is upgraded."""

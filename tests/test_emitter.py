@@ -805,6 +805,26 @@ class TestWhatRelaysMayNotDo:
         eventually(lambda: len(numbers(nodes[0])) >= 17)
         assert numbers(nodes[0]) == list(range(3, 20))
 
+    def test_what_was_put_off_is_done_before_a_failure_is_logged(
+        self, nodes: list[PaperNode], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        manager, done = nodes[0].manager, list[str]()
+        hand_on = manager._node.hand_on
+
+        def fail(peer: Any, message: ClusterMessage) -> None:
+            if message.type is MessageType.BROADCAST:
+                done.append("failed")
+                raise RuntimeError("on purpose")
+            hand_on(peer, message)
+
+        monkeypatch.setattr(manager._node, "hand_on", fail)
+        monkeypatch.setattr(manager._node, "settle", lambda: done.append("settled"))
+        monkeypatch.setattr(manager._relay._logger, "exception", lambda *_: done.append("logged"))
+        made = stranger(nodes[0], role=Role.NODE, uid="00000000000000a1").handshake()
+        self.relays(made, "e" * 16, 1)
+        eventually(lambda: "logged" in done)
+        assert done[done.index("failed") :][:3] == ["failed", "settled", "logged"]
+
     def test_relaying_in_the_name_of_a_node_is_refused(self, nodes: list[PaperNode]) -> None:
         nodes[0].connects("eio")
         made = stranger(nodes[0], role=Role.NODE, uid="00000000000000a1").handshake()

@@ -335,6 +335,7 @@ def test_a_server_that_kills_its_greenlets_leaves_no_traceback(
     pool = served.server.pool
     assert pool is not None
     pool.kill(timeout=5)
+    served.tick()
     with gevent.Timeout(5), contextlib.suppress(OSError, AssertionError):
         while True:
             browser.read()

@@ -3,7 +3,7 @@
 Rules:
 
 - A message is one bytes object, shared by all outboxes.
-- A loop that publishes without a pause starves nobody: it gives way to the writers when much is unsent, and waits for
+- A loop that publishes without a pause starves nobody: it gives way to the writers now and then, and waits for
   peers that are behind as long as they keep moving (`Patience`): before a message for which there is no room, else
   behind it, so that the other peers have it by then.
 - An outbox that would overflow while its link is up belongs to a slow consumer: the link is cut. From then on the
@@ -36,9 +36,8 @@ from .pause import at_work, give_way
 
 __all__ = ["Counters", "Outboxes"]
 
-UNSENT_HIGH_WATER_BYTES = 64 * 1024
-"""Above this much unsent, a publisher lets the writers run before it goes on, and again each time that it has published
-as much."""
+WAY_BYTES = 64 * 1024
+"""Each time that so much has been published, the publisher lets the writers run before it goes on."""
 RELIEF_SECONDS = 0.05
 """How long a publisher waits for an acknowledgement before it looks again whom to wait for."""
 
@@ -101,7 +100,7 @@ class Outboxes:
         self._limit_bytes = config.outbox_bytes
         self._silence_seconds = config.heartbeat_timeout
         self._half_bytes = config.outbox_bytes // 2
-        self._high_water_bytes = min(UNSENT_HIGH_WATER_BYTES, config.outbox_bytes // 4)
+        self._way_bytes = min(WAY_BYTES, config.outbox_bytes // 4)
         # Published since the writers were let run: one whose socket is full has no use of it at every message.
         self._since_way_bytes = 0
         self._counters = counters
@@ -130,9 +129,10 @@ class Outboxes:
             self.keep_pace(peers, len(message))
         unsent = 0
         for peer in peers:
-            unsent = max(unsent, self._append(peer, message))
-        self._since_way_bytes += len(message)
-        if min(unsent, self._since_way_bytes) > self._high_water_bytes and gevent.getcurrent() is not gevent.get_hub():
+            unsent = self._append(peer, message) or unsent
+        # Not only where so much waits for one: a loop may go round many peers.
+        self._since_way_bytes += len(message) if unsent else 0
+        if self._since_way_bytes > self._way_bytes and gevent.getcurrent() is not gevent.get_hub():
             self._since_way_bytes = 0
             give_way()
         if not at_once:

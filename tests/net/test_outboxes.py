@@ -11,7 +11,7 @@ import pytest
 from gevent import socket
 
 from gevent_mesh.net import outboxes
-from gevent_mesh.net.pause import at_work
+from gevent_mesh.net.pause import at_work, give_way
 from gevent_mesh.protocol.frames import Refusal
 from gevent_mesh_discovery import DiscoveryServer
 from tests.net.nodes import MIDDLE, NOBODY, HandMade, Join, Member, linked, numbered, pair, uid_above, uid_below
@@ -119,6 +119,27 @@ class TestHealthyPeer:
         one.say(count, padding)
         two.hears(one, count)
         assert one.mesh.counters.slow_consumers == one.mesh.counters.links_down == 0
+
+    def test_a_tight_loop_that_goes_round_many_lets_their_writers_run(self, join: Join) -> None:
+        one = join(uid=uid_below(MIDDLE))
+        others = [join() for _ in range(5)]
+        one.names(*others)
+        for other in others:
+            eventually(lambda other=other: one.link(other), 10)  # type: ignore[misc]  # bound now
+        turns: list[int] = []
+
+        def watch() -> None:
+            while True:
+                give_way()
+                turns.append(1)
+
+        watching = gevent.spawn(watch)
+        gevent.sleep(0)
+        turns.clear()
+        for number in range(1, 51):
+            one.mesh.outboxes.publish([one.peer(others[number % 5])], numbered(one.uid, number, 4 * KIB))
+        watching.kill(block=False)
+        assert len(turns) >= 3, "200 KiB in all, and never 64 for one of them"
 
 
 class TestStuckPeer:
