@@ -7,7 +7,6 @@ same colour in all of them. A bar with a gap is higher than there is room for.
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,13 +16,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .children import MISSING, ROOT
-from .report import number
+from .report import number, read, rounds
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["Picture", "main", "pictures_of"]
+__all__ = ["PICTURES", "Picture", "draw", "main", "pictures_of"]
 
 RESULT = ROOT / "docs" / "performance.json"
 FOLDER = ROOT / "docs" / "images"
@@ -104,21 +103,20 @@ def main(result: Path, out: Path) -> None:
     except ImportError:
         click.echo("plots need matplotlib: pip install 'gevent-mesh[bench]', or pip install matplotlib", err=True)
         sys.exit(MISSING)
-    measured = json.loads(result.read_text(encoding="utf-8"))
+    measured = read(result)
     out.mkdir(parents=True, exist_ok=True)
     for picture in pictures_of(measured["measures"]):
-        figure = draw(picture, measured)
+        figure = draw(picture, measured["measures"][picture.measure])
         if figure is not None:
             path = out / f"{picture.name}.png"
             figure.savefig(path, dpi=110, facecolor="white", metadata={"Software": None})
             click.echo(path)
 
 
-def draw(picture: Picture, measured: Mapping[str, Any]) -> Figure | None:
-    """A picture, or None when the JSON has nothing of it."""
+def draw(picture: Picture, measure: Mapping[str, Any]) -> Figure | None:
+    """A picture, or None when the measure has nothing of it."""
     from matplotlib.figure import Figure
 
-    measure = measured["measures"][picture.measure]
     results = measure["results"]
     names = [name for name in picture.figures if any(name in result["figures"] for result in results)]
     if not names:
@@ -130,13 +128,13 @@ def draw(picture: Picture, measured: Mapping[str, Any]) -> Figure | None:
         _draw_panel(panel, measure, name, picture.limit)
     figure.subplots_adjust(left=0.03, right=0.97, top=1 - HEAD_INCHES / height, bottom=0.55 / height, hspace=0.42)
     _draw_head(figure, picture, measure, height)
-    figure.text(0.03, 0.1 / height, _conditions(measured, results), fontsize=7.5, color="#666666")
+    figure.text(0.03, 0.1 / height, _conditions(measure), fontsize=7.5, color="#666666")
     return figure
 
 
 def _contenders(measure: Mapping[str, Any]) -> dict[str, str]:
     """Keys and names, in the order in which they are measured."""
-    return {result["contender"]: result["name"] for result in measure["results"]}
+    return {each["contender"]: each["name"] for each in [*measure["results"], *measure["failures"]]}
 
 
 def _colours(measure: Mapping[str, Any]) -> dict[str, str]:
@@ -167,14 +165,20 @@ def _draw_head(figure: Figure, picture: Picture, measure: Mapping[str, Any], hei
 def _draw_panel(panel: Axes, measure: Mapping[str, Any], name: str, limit: str) -> None:
     """Bars of one figure."""
     kind = measure["figures"][name]
-    points = sorted({result["point"] for result in measure["results"]})
+    points = sorted({each["point"] for each in [*measure["results"], *measure["failures"]]})
     colours = _colours(measure)
     width = 0.84 / len(colours)
     bars = [result for result in measure["results"] if name in result["figures"]]
     top = _top(bars, name, is_cut=kind["more_is_better"] is False)
+
+    def place(of: Mapping[str, Any]) -> float:
+        order = list(colours).index(of["contender"])
+        return points.index(of["point"]) + (order - (len(colours) - 1) / 2) * width
+
+    for x in {place(failure) for failure in measure["failures"]} - {place(result) for result in measure["results"]}:
+        panel.annotate("failed", (x, 0), xytext=(0, 2), textcoords="offset points", ha="center", fontsize=9, color=INK)
     for result in bars:
-        order = list(colours).index(result["contender"])
-        at = points.index(result["point"]) + (order - (len(colours) - 1) / 2) * width
+        at = place(result)
         value = result["figures"][name]
         panel.bar(at, min(value["median"], top), width * 0.92, color=colours[result["contender"]])
         if value["median"] > top:
@@ -227,13 +231,12 @@ def _top(bars: Sequence[Mapping[str, Any]], name: str, *, is_cut: bool) -> float
     return others[-1] * CUT_AT if is_cut and len(others) > 1 and worst > others[-1] * FAR_BEHIND else worst
 
 
-def _conditions(measured: Mapping[str, Any], results: Sequence[Mapping[str, Any]]) -> str:
-    machine = measured["machine"]
-    rounds = max(len(next(iter(result["figures"].values()))["rounds"]) for result in results)
-    spread = f"median of {rounds} alternating rounds, lines from lowest to highest" if rounds > 1 else "one round"
+def _conditions(measure: Mapping[str, Any]) -> str:
+    machine, count = measure["machine"], rounds(measure)
+    spread = f"median of {count} alternating rounds, lines from lowest to highest" if count > 1 else "one round"
     return (
         f"{spread}; bars with a gap are cut; {machine['cores']} cores, {machine['processor']}, "
-        f"Python {machine['python']}; {measured['measured_at'][:10]}"
+        f"Python {machine['python']}; {measure['measured_at'][:10]}"
     )
 
 
