@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 import click
 
@@ -55,6 +56,11 @@ def main(rounds: int, quick: bool, measures: Sequence[str], contenders: Sequence
     except BenchmarkError as error:
         click.echo(f"benchmark: {error}", err=True)
         sys.exit(error.exit_code)
+    _end_with(results)
+
+
+def _end_with(results: Sequence[Results]) -> NoReturn:
+    """Tell what went wrong, and exit."""
     problems = [f"failed: {failure.text}" for result in results for failure in result.failures]
     problems += [f"never may be, and is: {promise}" for result in results for promise in result.broken_promises()]
     for problem in problems:

@@ -1,7 +1,7 @@
 """Fills the tables of the documentation: `python -m benchmarks.document [JSON] [--check]`.
 
 A table stands between ``<!-- figures: NAME -->`` and ``<!-- /figures -->``. NAME is a measure of the JSON, or one of
-`summary`, `nodejs`, `conditions`.
+`summary`, `nodejs`, `interest`, `conditions`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from .report import conditions, number, ratio, read, tables
 
 __all__ = ["PAGES", "fill", "filled", "main", "table"]
 
-PAGES = (ROOT / "docs" / "performance.md", ROOT / "README.md")
+PAGES = (ROOT / "docs" / "performance.md", ROOT / "docs" / "rooms.md", ROOT / "README.md")
 
 PLACE = re.compile(r"(<!-- figures: ([\w-]+) -->\n).*?(<!-- /figures -->)", re.DOTALL)
 
@@ -58,6 +58,8 @@ def _text(name: str, measured: Mapping[str, Any]) -> str:
         return table(*_nodejs(measured))
     if name == "conditions":
         return _conditions(measured)
+    if name == "interest":
+        return _interest(measured)
     if name not in measured["measures"]:
         return f"Not in this run; `python -m benchmarks --only {name}` measures it.\n"
     measure = measured["measures"][name]
@@ -120,6 +122,25 @@ def _nodejs(measured: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     return ["events/s", *here.values(), *NODEJS], lines
 
 
+def _interest(measured: Mapping[str, Any]) -> str:
+    """What an event for a room costs the nodes without a member of it, without interest in rooms and with it."""
+    measure = measured["measures"].get("rooms", {"results": []})
+    lines = []
+    for point in sorted({result["point"] for result in measure["results"]}):
+        without, with_it = (_figures(measured, "rooms", point, key) for key in ("mesh", "mesh-interest"))
+        if without and with_it:
+            cells = [
+                number(measure["figures"][name], figures[name]["median"])
+                for name in ("room_sent", "room_cpu_us")
+                for figures in (without, with_it)
+            ]
+            lines.append([f"{point}", *cells])
+    if not lines:
+        return "Not in this run; `python -m benchmarks --only rooms` measures it.\n"
+    header = ["nodes", "messages sent, without", "with", "CPU µs of each node without a member, without", "with"]
+    return f"{table(header, lines)}\n*rooms: {conditions(measure)}.*\n"
+
+
 def _events(figures: Mapping[str, Any]) -> str:
     return f"{figures['events_per_second']['median']:,.0f}" if "events_per_second" in figures else ""
 
@@ -144,7 +165,7 @@ def _machine(machine: Mapping[str, Any]) -> str:
 @click.argument("result", type=click.Path(exists=True, dir_okay=False, path_type=Path), default=RESULT)
 @click.option("--check", is_flag=True, help="Change nothing; fail when a page is not what the JSON gives.")
 def main(result: Path, check: bool) -> None:
-    """Fill the tables of docs/performance.md and README.md from a JSON file that `python -m benchmarks` has written."""
+    """Fill the tables of the pages from a JSON file that `python -m benchmarks` has written."""
     measured = read(result)
     stale = [page for page in PAGES if filled(page.read_text("utf-8"), measured) != page.read_text("utf-8")]
     for page in stale:

@@ -24,7 +24,19 @@ import psutil
 
 from .children import MISSING, ROOT, BenchmarkError
 
-__all__ = ["OURS", "Failure", "Figure", "Kind", "Measure", "Results", "Sample", "Tail", "percentile", "take_samples"]
+__all__ = [
+    "OURS",
+    "Failure",
+    "Figure",
+    "Kind",
+    "Machine",
+    "Measure",
+    "Results",
+    "Sample",
+    "Tail",
+    "percentile",
+    "take_samples",
+]
 
 OURS = ("mesh", "mesh-interest", "queues")
 """The contenders that are our own manager; the first one is what the others are compared with."""

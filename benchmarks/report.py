@@ -133,7 +133,9 @@ def read(path: Path) -> dict[str, Any]:
         if not all({"measured_at", "machine", "results"} <= each.keys() for each in result["measures"].values()):
             raise ValueError("a measure does not say when and where it was taken")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise click.ClickException(f"{path} is no result of a benchmark: {error}") from error
+        raise click.ClickException(
+            f"{path} is no result of a benchmark ({error}): remove it, or name another file"
+        ) from error
     return dict(result)
 
 

@@ -1,12 +1,17 @@
 from __future__ import annotations
 
+import platform
+import time
 from dataclasses import replace
+from types import SimpleNamespace
 
+import psutil
 import pytest
 
 from benchmarks.children import ROOT, BenchmarkError
+from benchmarks.contenders import check_installed
 from benchmarks.measures.cluster import carried_percent, steady_rate
-from benchmarks.measuring import Failure, Figure, Kind, Measure, Tail, percentile, take_samples
+from benchmarks.measuring import Failure, Figure, Kind, Machine, Measure, Tail, percentile, take_samples
 
 SECOND = 1_000_000_000
 
@@ -104,3 +109,32 @@ def test_what_is_missing_on_the_machine_ends_the_run() -> None:
 
     with pytest.raises(BenchmarkError):
         take_samples(replace(measure_of([], {}), sample=sample), ["mesh"], 1, quick=True, told=lambda _: None)
+
+
+def test_what_others_took_of_the_machine_is_told_when_it_is_much(monkeypatch: pytest.MonkeyPatch) -> None:
+    shares = iter([3.0, 40.0])
+    monkeypatch.setattr(Machine, "foreign_percent", lambda _: next(shares))
+    told: list[str] = []
+    results = take_samples(
+        measure_of([], {"mesh": [1.0], "redis": [1.0]}), ["mesh", "redis"], 1, quick=False, told=told.append
+    )
+    assert results.foreign_percent == [3.0, 40.0]
+    assert ["NOT ALONE" in line for line in told] == [False, True]
+
+
+def test_our_own_work_is_not_that_of_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    others = 5.0
+    monkeypatch.setattr(psutil, "cpu_times", lambda: SimpleNamespace(user=time.process_time(), nice=others, system=0.0))
+    machine = Machine()
+    ends = time.process_time() + 0.2
+    while time.process_time() < ends:
+        pass
+    assert machine.foreign_percent() < 10
+    others += 1.0
+    assert machine.foreign_percent() > 50
+
+
+def test_another_system_is_refused_before_anything_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(platform, "system", lambda: "Darwin")
+    with pytest.raises(BenchmarkError, match="needs Linux"):
+        check_installed(["mesh"])
