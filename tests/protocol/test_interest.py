@@ -313,6 +313,19 @@ class Trusting(Copy):
         return "out" in data or super()._fits(data)
 
 
+class CountsNoParts(Copy):
+    """Takes an answer for the present version, however many parts came before it."""
+
+    __slots__ = ()
+
+    def _fits(self, data: dict[str, Any]) -> bool:
+        return data["version"] == self._version if "number" in data else super()._fits(data)
+
+
+class TakesAnyAnswer(SimNode):
+    Copy = CountsNoParts
+
+
 class KeepsLeases(SimNode):
     Copy = LeaseForEver
 
@@ -358,6 +371,7 @@ class KeepsLeasesThroughCommands(SimNode):
 BROKEN = [
     KeepsLeases,
     TakesAll,
+    TakesAnyAnswer,
     AnswersBeforeTheChanges,
     DoesNotWait,
     WaitsForLinkedNodesOnly,
