@@ -104,8 +104,8 @@ class InterestService(Service):
 
     def entered(self, namespace: str, room: Hashable) -> None:
         """A room of this node has a member."""
-        # Events for a sid go to its node in any case; but before this node has joined, it may be another one by then.
-        if owner_of(room) != self._node.uid or self._node.mesh is None:
+        # Events for a sid go to its node in any case.
+        if owner_of(room) != self._node.uid:
             self._announced.enter(namespace, room)
             self._wake()
 
