@@ -7,7 +7,7 @@ Rules:
 - What is pending is announced before anything else is said of our rooms.
 - All rooms are told by a greenlet of its own, one for each node that asks, at the pace of that node.
 - A peer without a link is told nothing, so that no event makes room for it: it has to ask again.
-- Who puts clients into rooms of other nodes, by a command, counts on no lease of a question that was asked before it.
+- Who puts clients of other nodes into rooms, by a command, counts on no lease of a question that was asked before it.
 """
 
 from __future__ import annotations

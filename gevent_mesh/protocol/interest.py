@@ -6,13 +6,16 @@ Each node *announces* its rooms to those that ask, the followers, and counts the
 Rules:
 
 - A lease begins when the question for it is sent, by the asker's clock. It is in force once the answer has come, and
-  ends `LEASE_SECONDS` after its beginning, a little earlier for clocks that differ in pace.
+  ends `LEASE_SECONDS` after its beginning, a little earlier for clocks that differ in pace. None may stand still for
+  longer than that little while others go on, as that of a paused virtual machine may.
 - Whatever leads to the present version is sent before the answer, in the same ordered stream.
 - Who lets a client into a new room announces it, and then waits until each node that may have a lease has said that it
   knows. Where one does not, it waits until `LEASE_SECONDS` after that node's last question before the announcement has
   come: a lease of that question has ended by then, for the question was sent before it came. Any later question is
   answered behind the announcement. So no lease is in force that leaves out a room whose members have been waited for,
   whatever the network does.
+- Who has others put clients into rooms drops the leases of those nodes, behind the command in the same streams.
+- A lease is good over the link that it was asked for over, and no other. That is caution: nothing else rests on it.
 - A version or a part that does not follow, or an answer that does not fit, makes a copy void: no lease, ask for all.
 - A node with more than `MAX_ROOMS` rooms, or with one that cannot be told, tells so and answers nothing: it gets all.
 - A follower is forgotten by time alone. Its link or its membership may seem to end while its lease goes on.
