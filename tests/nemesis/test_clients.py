@@ -113,7 +113,7 @@ def test_browser_that_announces_a_gibibyte_is_refused(node: Node, figures: Figur
         hostile = [stack.enter_context(browser(node)) for _ in range(20)]
         for one in hostile:
             one.open()
-        before = node.state()["rss"]
+        before, refused = node.state()["rss"], counters(node)["refused_clients"]
         began = time.monotonic()
         for one in hostile:
             one.sock.sendall(frame_start(Opcode.BINARY, 1 << 30) + b"mask" + b"x" * 100_000)
@@ -123,6 +123,7 @@ def test_browser_that_announces_a_gibibyte_is_refused(node: Node, figures: Figur
         figures["memory_grew_mib"] = (node.state()["rss"] - before) / MIB
         assert figures["memory_grew_mib"] < 5
         assert p99(answered(good, 20)) < 0.5
+        eventually(lambda: counters(node)["refused_clients"] == refused + len(hostile))
 
 
 BROKEN = {
