@@ -17,7 +17,7 @@ from typing import IO
 
 import psutil
 
-__all__ = ["MISSING", "BenchmarkError", "Child", "children", "python"]
+__all__ = ["MISSING", "BenchmarkError", "Child", "children", "end_on_signals", "guarded", "python"]
 
 TERMINATE_SECONDS = 5.0
 LOG_TAIL_CHARS = 2000
@@ -40,6 +40,17 @@ class BenchmarkError(Exception):
 def python(module: str, *arguments: str) -> list[str]:
     """The command that runs a module so that it ends when we do, even when we are killed."""
     return [sys.executable, "-m", "gevent_mesh.demo.child", module, *arguments]
+
+
+def guarded(command: Sequence[str]) -> list[str]:
+    """The same for a program that is no Python."""
+    return [sys.executable, "-m", "benchmarks.guard", *command]
+
+
+def end_on_signals() -> None:
+    """SIGTERM, and a terminal that is closed, end us as an exception does, so that `children` ends all processes."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda number, _frame: sys.exit(128 + number))
 
 
 class Child:
@@ -153,14 +164,14 @@ class Children:
 
 @contextlib.contextmanager
 def _signals_held() -> Iterator[None]:
-    """Ctrl-C and SIGTERM wait for the end of the block: a process that nobody knows of would be left behind."""
+    """Ctrl-C, SIGTERM and SIGHUP wait for the end of the block: a process that nobody knows of would be left behind."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     come: list[int] = []
     before = {
         number: signal.signal(number, lambda number, _frame: come.append(number))
-        for number in (signal.SIGINT, signal.SIGTERM)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     }
     try:
         yield

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import platform
 import re
 import shutil
 import socket
@@ -12,7 +13,7 @@ from dataclasses import dataclass
 
 from gevent_mesh.config import MeshConfig
 
-from .children import MISSING, BenchmarkError, Child, Children, python
+from .children import MISSING, BenchmarkError, Child, Children, guarded, python
 
 __all__ = ["CONTENDERS", "Contender", "check_installed", "redis_server_version"]
 
@@ -45,7 +46,7 @@ def _start_redis(children: Children) -> tuple[Child, str]:
         port = _free_port()
         options = {"port": str(port), "bind": "127.0.0.1", "dir": children.folder(), "save": "", "appendonly": "no"}
         command = [_redis_server()] + [word for name, value in options.items() for word in (f"--{name}", value)]
-        child = children.start("redis-server", command)
+        child = children.start("redis-server", guarded(command))
         try:
             child.line("Ready to accept connections", START_SECONDS)
         except BenchmarkError as error:
@@ -100,6 +101,8 @@ def check_installed(keys: Iterable[str]) -> None:
     Raises:
         BenchmarkError: one of these contenders needs what this machine does not have.
     """
+    if platform.system() != "Linux":
+        raise BenchmarkError("the benchmark needs Linux: epoll, and what the kernel says of connections", MISSING)
     if {"redis", "kombu"} & set(keys):
         _redis_server()
     if "kombu" in keys:

@@ -1,15 +1,14 @@
 """Fills the tables of the documentation: `python -m benchmarks.document [JSON] [--check]`.
 
 A table stands between ``<!-- figures: NAME -->`` and ``<!-- /figures -->``. NAME is a measure of the JSON, or one of
-`summary`, `nodejs`, `conditions`.
+`summary`, `nodejs`, `interest`, `conditions`.
 """
 
 from __future__ import annotations
 
-import json
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +16,11 @@ import click
 
 from .children import ROOT
 from .plots import RESULT
-from .report import number, ratio, tables
+from .report import conditions, number, ratio, read, tables
 
-__all__ = ["PAGES", "filled", "main"]
+__all__ = ["PAGES", "fill", "filled", "main", "table"]
 
-PAGES = (ROOT / "docs" / "performance.md", ROOT / "README.md")
+PAGES = (ROOT / "docs" / "performance.md", ROOT / "docs" / "rooms.md", ROOT / "README.md")
 
 PLACE = re.compile(r"(<!-- figures: ([\w-]+) -->\n).*?(<!-- /figures -->)", re.DOTALL)
 
@@ -44,24 +43,33 @@ NODEJS = {
 
 def filled(page: str, measured: Mapping[str, Any]) -> str:
     """A page with its tables as the JSON gives them."""
-    return PLACE.sub(lambda place: place[1] + _text(place[2], measured) + place[3], page)
+    return fill(page, lambda name: _text(name, measured))
+
+
+def fill(page: str, text_of: Callable[[str], str]) -> str:
+    """A page with the text of each place, by its name."""
+    return PLACE.sub(lambda place: place[1] + text_of(place[2]) + place[3], page)
 
 
 def _text(name: str, measured: Mapping[str, Any]) -> str:
     if name == "summary":
-        return _table(*_summary(measured))
+        return table(*_summary(measured))
     if name == "nodejs":
-        return _table(*_nodejs(measured))
+        return table(*_nodejs(measured))
     if name == "conditions":
         return _conditions(measured)
+    if name == "interest":
+        return _interest(measured)
     if name not in measured["measures"]:
         return f"Not in this run; `python -m benchmarks --only {name}` measures it.\n"
     measure = measured["measures"][name]
-    failed = [f"Failed: {failure}\n" for failure in measure["failures"]]
-    return "\n".join([*(_table(header, lines) for header, lines in tables(measure)), *failed])
+    failed = [f"Failed: {failure['text']}\n" for failure in measure["failures"]]
+    note = f"*{name}: {conditions(measure)}.*\n"
+    return "\n".join([*(table(header, lines) for header, lines in tables(measure)), *failed, note])
 
 
-def _table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+def table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """A table as Markdown has it."""
     rows = [header, ["---", *("---:" for _ in header[1:])], *lines]
     return "".join(f"| {' | '.join(row)} |\n" for row in rows)
 
@@ -83,11 +91,20 @@ def _summary(measured: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
             continue
         kind = measured["measures"][measure]["figures"][name]
         times = ratio(kind, ours, theirs)
-        better = "" if times is None else f"{times:.1f} times {'as many' if kind['more_is_better'] else 'less'}"
+        better = "" if times is None else _compared(times, more_is_better=kind["more_is_better"])
         lines.append(
             [f"{point} nodes: {kind['label']}", number(kind, ours["median"]), number(kind, theirs["median"]), better]
         )
-    return ["", "gevent-mesh", f"`RedisManager`, redis-server {measured['machine']['redis_server']}", ""], lines
+    version = measured["measures"].get("cluster", {"machine": {"redis_server": ""}})["machine"]["redis_server"]
+    return ["", "gevent-mesh", f"`RedisManager`, redis-server {version}", ""], lines
+
+
+def _compared(times: float, *, more_is_better: bool) -> str:
+    if f"{times:.1f}" == "1.0":
+        return "the same"
+    if more_is_better:
+        return f"{times:.1f} times as many"
+    return f"{times:.1f} times less" if times > 1 else f"{1 / times:.1f} times as much"
 
 
 def _nodejs(measured: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
@@ -105,16 +122,42 @@ def _nodejs(measured: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     return ["events/s", *here.values(), *NODEJS], lines
 
 
+def _interest(measured: Mapping[str, Any]) -> str:
+    """What an event for a room costs the nodes without a member of it, without interest in rooms and with it."""
+    measure = measured["measures"].get("rooms", {"results": []})
+    lines = []
+    for point in sorted({result["point"] for result in measure["results"]}):
+        without, with_it = (_figures(measured, "rooms", point, key) for key in ("mesh", "mesh-interest"))
+        if without and with_it:
+            cells = [
+                number(measure["figures"][name], figures[name]["median"])
+                for name in ("room_sent", "room_cpu_us")
+                for figures in (without, with_it)
+            ]
+            lines.append([f"{point}", *cells])
+    if not lines:
+        return "Not in this run; `python -m benchmarks --only rooms` measures it.\n"
+    header = ["nodes", "messages sent, without", "with", "CPU µs of each node without a member, without", "with"]
+    return f"{table(header, lines)}\n*rooms: {conditions(measure)}.*\n"
+
+
 def _events(figures: Mapping[str, Any]) -> str:
     return f"{figures['events_per_second']['median']:,.0f}" if "events_per_second" in figures else ""
 
 
 def _conditions(measured: Mapping[str, Any]) -> str:
-    machine = measured["machine"]
+    """A line for each machine, with the measures that it has taken."""
+    measures: dict[str, list[str]] = {}
+    for name, measure in measured["measures"].items():
+        measures.setdefault(_machine(measure["machine"]), []).append(name)
+    return "\n".join(f"Measured on {machine}: {', '.join(names)}.\n" for machine, names in measures.items())
+
+
+def _machine(machine: Mapping[str, Any]) -> str:
     packages = ", ".join(f"{name} {version}" for name, version in machine["packages"].items())
     return (
-        f"Measured on {measured['measured_at'][:10]}: {machine['cores']} cores ({machine['processor']}), "
-        f"{machine['system']}, Python {machine['python']}, redis-server {machine['redis_server']}; {packages}.\n"
+        f"{machine['cores']} cores ({machine['processor']}), {machine['system']}, Python {machine['python']}, "
+        f"redis-server {machine['redis_server']}, {packages}"
     )
 
 
@@ -122,8 +165,8 @@ def _conditions(measured: Mapping[str, Any]) -> str:
 @click.argument("result", type=click.Path(exists=True, dir_okay=False, path_type=Path), default=RESULT)
 @click.option("--check", is_flag=True, help="Change nothing; fail when a page is not what the JSON gives.")
 def main(result: Path, check: bool) -> None:
-    """Fill the tables of docs/performance.md and README.md from a JSON file that `python -m benchmarks` has written."""
-    measured = json.loads(result.read_text(encoding="utf-8"))
+    """Fill the tables of the pages from a JSON file that `python -m benchmarks` has written."""
+    measured = read(result)
     stale = [page for page in PAGES if filled(page.read_text("utf-8"), measured) != page.read_text("utf-8")]
     for page in stale:
         click.echo(f"{page.relative_to(ROOT)}: {'is not what the JSON gives' if check else 'filled'}")

@@ -118,10 +118,19 @@ class Host:
             self._emitted += 1
         return self._emitted - 1
 
-    def do_part(self, room: float) -> None:
-        """Emit to a room of a hundred."""
+    def do_members(self, room: float) -> int:
+        """How many clients of this node are in a room of a hundred."""
+        return len(self._sio.manager.rooms["/"].get(f"hundred {room:.0f}", ()))
+
+    def do_part(self, room: float) -> int:
+        """Emit to a room of a hundred.
+
+        Returns:
+            The number of the event.
+        """
         self._parts += 1
         self._sio.emit("part", (-self._parts, time.monotonic_ns(), self._padding), to=f"hundred {room:.0f}")
+        return -self._parts
 
     def do_bare(self, events: float, pause: float) -> int:
         """What `emit` cannot cost less than: the same frame for all, given to the kernel in a loop.

@@ -93,9 +93,9 @@ class Swarm:
         """Give a command; see `benchmarks.swarm`."""
         self._child.tell(" ".join([command, *map(str, arguments)]))
 
-    def hear(self, answer: str, seconds: float) -> None:
-        """Wait for what it says when it is done."""
-        self._child.line(rf"^{answer}\b", seconds)
+    def hear(self, answer: str, seconds: float) -> int:
+        """Wait for what it says when it is done, and for the number that goes with it."""
+        return int(self._child.line(rf"^{answer} (\d+)", seconds)[1])
 
     def connect(self, port: int, count: int) -> None:
         """Connect so many more clients, and wait for it."""

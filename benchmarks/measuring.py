@@ -4,20 +4,44 @@ Rules:
 
 - A *measure* knows how to take one sample: one contender, one point (so many nodes, or clients), fresh processes.
 - At each point the contenders alternate, and each round begins with the one that the round before ended with, so that
-  none is always first, and whatever else the machine does hits all of them.
+  none is always first. What else the machine does in between hits one and not the other: it should do nothing else.
+  How much of its CPU others had is measured with each sample, and told when it is much.
 - A figure that is compared is the median of its rounds. The lowest and the highest are kept and shown.
+- One round has too few events for a far percentile: that is taken of all rounds together (`Tail`).
 - A contender that fails is told, and does not keep the others from being measured.
 """
 
 from __future__ import annotations
 
+import os
+import resource
 import statistics
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from .children import MISSING, BenchmarkError
+import psutil
 
-__all__ = ["Figure", "Kind", "Measure", "Results", "Sample", "percentile", "take_samples"]
+from .children import MISSING, ROOT, BenchmarkError
+
+__all__ = [
+    "OURS",
+    "Failure",
+    "Figure",
+    "Kind",
+    "Machine",
+    "Measure",
+    "Results",
+    "Sample",
+    "Tail",
+    "percentile",
+    "take_samples",
+]
+
+OURS = ("mesh", "mesh-interest", "queues")
+"""The contenders that are our own manager; the first one is what the others are compared with."""
+FOREIGN_PERCENT = 10.0
+"""Of all cores: others that have more than this are told."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +69,17 @@ Sample = dict[str, float]
 """The figures of one round, by the keys of their kinds."""
 
 
+class Tail(float):
+    """A percentile of one round that knows what it was taken of."""
+
+    def __new__(cls, ordered: Sequence[float], share: float) -> Tail:
+        return super().__new__(cls, percentile(ordered, share))
+
+    def __init__(self, ordered: Sequence[float], share: float) -> None:
+        self.ordered = ordered
+        self.share = share
+
+
 @dataclass(frozen=True)
 class Measure:
     """Something that is measured.
@@ -54,7 +89,7 @@ class Measure:
         title: what it is, in a few words.
         unit: what its points count: "nodes", "clients".
         points: at which it is measured, and those of the quick mode.
-        contenders: by key, with the names that readers see; the first one is ours.
+        contenders: by key, with the names that readers see.
         kinds: of its figures, in the order in which they are shown.
         sample: takes one: contender, point, whether it has to be quick.
     """
@@ -68,18 +103,40 @@ class Measure:
     kinds: Mapping[str, Kind]
     sample: Callable[[str, int, bool], Sample]
 
+    def ours(self) -> list[str]:
+        """Those of the contenders that are our own manager."""
+        return [key for key in self.contenders if key in OURS]
+
 
 class Figure:
-    """One figure over all rounds."""
+    """One figure over all rounds. The median of a `Tail` is the percentile of all rounds together."""
 
     def __init__(self, values: Sequence[float]) -> None:
         self.values = list(values)
-        self.median = statistics.median(values)
+        tails = [value for value in values if isinstance(value, Tail)]
+        if tails:
+            self.median = percentile(sorted(each for tail in tails for each in tail.ordered), tails[0].share)
+        else:
+            self.median = statistics.median(values)
         self.lowest = min(values)
         self.highest = max(values)
 
     def __repr__(self) -> str:
         return f"Figure(median={self.median}, lowest={self.lowest}, highest={self.highest})"
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a sample could not be taken."""
+
+    point: int
+    contender: str
+    text: str
+
+    def line(self) -> str:
+        """In one line: what happened, and the last words of the process that it happened to."""
+        first, *log = [line.strip() for line in self.text.splitlines() if line.strip()]
+        return f"{first} {log[-1]}".replace(f"{ROOT}/", "") if log else first
 
 
 @dataclass
@@ -88,11 +145,13 @@ class Results:
 
     Attributes:
         failures: why samples could not be taken.
+        foreign_percent: of the machine's CPU that others had, for each sample.
     """
 
     measure: Measure
     samples: dict[tuple[int, str], list[Sample]] = field(default_factory=dict)
-    failures: list[str] = field(default_factory=list)
+    failures: list[Failure] = field(default_factory=list)
+    foreign_percent: list[float] = field(default_factory=list)
 
     def points(self) -> list[int]:
         """The points that there are samples of."""
@@ -109,13 +168,13 @@ class Results:
         return {name: Figure([sample[name] for sample in samples]) for name in names}
 
     def broken_promises(self) -> list[str]:
-        """What our own manager must never do, and has done."""
-        ours = next(iter(self.measure.contenders))
+        """What our own manager must never do, and has done, in whatever mode."""
         return [
-            f"{self.measure.key} at {point} {self.measure.unit}: {kind.label}: {sum(figure.values):g}"
+            f"{self.measure.key} at {point} {self.measure.unit}, {key}: {kind.label}: {sum(figure.values):g}"
             for point in self.points()
-            if (point, ours) in self.samples
-            for name, figure in self.figures(point, ours).items()
+            for key in self.measure.ours()
+            if (point, key) in self.samples
+            for name, figure in self.figures(point, key).items()
             if (kind := self.measure.kinds[name]).never and any(figure.values)
         ]
 
@@ -140,22 +199,49 @@ def take_samples(
             for contender in contenders if number % 2 == 0 else reversed(contenders):
                 where = f"{measure.key}, {point:,} {measure.unit}, round {number + 1} of {rounds}"
                 who = f"{where}, {measure.contenders[contender]}"
+                machine = Machine()
                 try:
                     sample = measure.sample(contender, point, quick)
                 except BenchmarkError as error:
                     if error.exit_code == MISSING:
                         raise
-                    results.failures.append(f"{who}: {error}")
+                    results.failures.append(Failure(point, contender, f"{who}: {error}"))
                     told(f"{who}: FAILED: {error}")
                     continue
                 results.samples.setdefault((point, contender), []).append(sample)
-                told(f"{who}: {_summary(measure, sample)}")
+                results.foreign_percent.append(machine.foreign_percent())
+                told(f"{who}: {_summary(measure, sample)}{_disturbed(results.foreign_percent[-1])}")
     return results
 
 
 def _summary(measure: Measure, sample: Sample) -> str:
     shown = [(name, kind) for name, kind in measure.kinds.items() if name in sample]
     return ", ".join(f"{kind.label} {kind.text(sample[name])}" for name, kind in shown[:4])
+
+
+class Machine:
+    """The machine's CPU from now on, and what of it is not ours."""
+
+    def __init__(self) -> None:
+        self._began = time.monotonic()
+        self._others = _cpu_seconds_of_others()
+
+    def foreign_percent(self) -> float:
+        """How much of all cores others had, once all of our processes of that time have ended."""
+        whole = (time.monotonic() - self._began) * (os.cpu_count() or 1)
+        return max(0.0, 100.0 * (_cpu_seconds_of_others() - self._others) / whole)
+
+
+def _cpu_seconds_of_others() -> float:
+    # Without interrupts: the network's are ours, and counted for nobody.
+    times = psutil.cpu_times()
+    ours = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    all_of_it: float = times.user + times.nice + times.system + getattr(times, "steal", 0.0)
+    return all_of_it - sum(each.ru_utime + each.ru_stime for each in ours)
+
+
+def _disturbed(percent: float) -> str:
+    return f"; NOT ALONE: others had {percent:.0f} % of the machine" if percent > FOREIGN_PERCENT else ""
 
 
 def percentile(ordered: Sequence[float], share: float) -> float:

@@ -2,8 +2,9 @@
 
 Rules:
 
-- It multiplies what was measured on one machine, and nothing else: `docs/scale.json` holds each constant, what it means
-  and the command that measures it. ``--take RESULT.json`` takes them over from what those commands have written.
+- It multiplies what was measured on one machine, and nothing else: `docs/scale.json` holds each constant, what it
+  means, the command that measures it, and when and where that was. ``--take RESULT.json`` takes them over from what
+  those commands have written.
 - Costs of one process are taken to grow in a straight line with its clients, its links, and the events that it handles.
   That was measured up to 15,000 clients and 100 nodes; beyond, it is an extrapolation.
 - The network between hosts is not in it: loopback has neither its delays nor its limits.
@@ -14,8 +15,7 @@ Rules:
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,9 +23,22 @@ from typing import Any
 import click
 
 from .children import ROOT
+from .document import fill, table
+from .report import read as read_result
 from .scale import MEASURE as SCALE
 
-__all__ = ["CONSTANTS", "PAGE", "SIZES", "Constant", "constants_from", "fill", "main", "needs", "needs_table", "read"]
+__all__ = [
+    "CONSTANTS",
+    "PAGE",
+    "SIZES",
+    "Constant",
+    "constants_from",
+    "filled_page",
+    "main",
+    "needs",
+    "needs_table",
+    "read",
+]
 
 PAGE = ROOT / "docs" / "scale.md"
 VALUES = ROOT / "docs" / "scale.json"
@@ -36,13 +49,12 @@ LEAVING_SHARE = 0.001
 TALKING_SHARE = 0.01
 """Of all clients, that cause an event to a small room in a second."""
 
-PLACE = re.compile(r"(<!-- figures: ([\w-]+) -->\n).*?(<!-- /figures -->)", re.DOTALL)
-
 LARGEST = 0
 """Instead of a point: the largest one that was measured."""
 
 Values = Mapping[str, float]
 Figures = Mapping[str, float]
+Taken = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -210,53 +222,72 @@ def needs(clients: int, nodes: int, values: Values) -> dict[str, float]:
 def needs_table(sizes: Sequence[tuple[int, int]], values: Values) -> str:
     """A column for each size."""
     header = ["clients / nodes", *(f"{clients:,} / {nodes:,}" for clients, nodes in sizes)]
-    return _table(header, [[need.text, *(need.cell(*size, values) for size in sizes)] for need in NEEDS])
+    return table(header, [[need.text, *(need.cell(*size, values) for size in sizes)] for need in NEEDS])
 
 
-def constants_table(values: Values) -> str:
-    """What was measured, and with which command."""
-    lines = [[one.text, f"{values[name]:,.2f}", f"`{one.command}`"] for name, one in CONSTANTS.items()]
-    return _table(["measured", "value", "command"], lines)
+def constants_table(values: Values, taken: Taken) -> str:
+    """What was measured, with which command, and when."""
+    lines = [
+        [one.text, f"{values[name]:,.2f}", f"`{one.command}`", taken.get(one.measure, {}).get("measured_at", "")[:10]]
+        for name, one in CONSTANTS.items()
+    ]
+    return table(["measured", "value", "command", "on"], lines)
 
 
-def _table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    rows = [header, ["---", *("---:" for _ in header[1:])], *lines]
-    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+CHECKS = (
+    ("memory of a client on its node, KiB", "kib", "client_kib"),
+    ("CPU of a connect, µs", "connect_us", "connect_us"),
+    ("CPU of a delivery, µs", "broadcast_us", "delivery_us"),
+    ("the last client has a broadcast after, ms", "broadcast_last_ms", "the last client has it after, ms"),
+)
+"""What it is, the figure of the run, and the constant or the row of the model that is beside it."""
+
+
+def check_table(values: Values, run: Figures) -> str:
+    """What the model says of the run, beside what was measured in it."""
+    clients, nodes = round(run["clients"]), round(run["nodes"])
+    modelled = {**values, **needs(clients, nodes, values)}
+    lines = [
+        [text, f"{modelled[row]:,.1f}", f"{run[name]:,.1f}", f"{run[name] / modelled[row]:.1f}"]
+        for text, name, row in CHECKS
+    ]
+    return table([f"{clients:,} clients, {nodes} nodes", "modelled", "measured", "measured / modelled"], lines)
 
 
 def run_table(run: Figures) -> str:
     """The largest run of `benchmarks.scale`."""
     kinds = SCALE.kinds
     lines = [[kind.label, kind.text(run[name])] for name, kind in kinds.items() if name in run]
-    return _table([f"{run['clients']:,.0f} clients", "measured"], lines)
+    return table([f"{run['clients']:,.0f} clients", "measured"], lines)
 
 
-def fill(page: str, values: Values, run: Figures) -> str:
+def filled_page(page: str, values: Values, run: Figures, taken: Taken) -> str:
     """The page, with its tables between the markers as they are computed."""
     made = {
         "run": lambda: run_table(run),
         "needs": lambda: needs_table(SIZES, values),
-        "measured": lambda: constants_table(values),
+        "check": lambda: check_table(values, run),
+        "measured": lambda: constants_table(values, taken),
     }
-    return PLACE.sub(lambda place: place[1] + made[place[2]]() + place[3], page)
+    return fill(page, lambda name: made[name]())
 
 
-def read(path: Path = VALUES) -> tuple[dict[str, float], dict[str, float]]:
-    """The constants, and the figures of the run with the most clients.
+def read(path: Path = VALUES) -> tuple[dict[str, float], dict[str, float], dict[str, Any]]:
+    """The constants, the figures of the run with the most clients, and when and where each measure was taken.
 
     Raises:
         click.ClickException: the file cannot be read, or one of them is missing.
     """
-    values, run = _stored(path)
+    values, run, taken = _stored(path)
     if missing := CONSTANTS.keys() - values.keys():
         raise click.ClickException(f"{path} lacks {', '.join(sorted(missing))}")
-    return values, run
+    return values, run, taken
 
 
-def _stored(path: Path) -> tuple[dict[str, float], dict[str, float]]:
+def _stored(path: Path) -> tuple[dict[str, float], dict[str, float], dict[str, Any]]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        return content["values"], content["run"]
+        return content["values"], content["run"], content["taken"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise click.ClickException(f"{path} holds no constants: {error}") from error
 
@@ -278,6 +309,11 @@ def run_from(result: Mapping[str, Any]) -> dict[str, float]:
     return {"clients": clients, **_medians(result, SCALE.key, clients)} if clients else {}
 
 
+def _origins(result: Mapping[str, Any], measures: Iterable[str]) -> dict[str, Any]:
+    """When and where measures were taken."""
+    return {name: {key: result["measures"][name][key] for key in ("measured_at", "machine")} for name in measures}
+
+
 def _medians(result: Mapping[str, Any], measure: str, point: int) -> dict[str, float]:
     results = result["measures"].get(measure, {"results": []})["results"]
     ours = {found["point"]: found["figures"] for found in results if found["contender"] == "mesh"}
@@ -285,8 +321,9 @@ def _medians(result: Mapping[str, Any], measure: str, point: int) -> dict[str, f
     return {name: figure["median"] for name, figure in figures.items()}
 
 
-def _write_values(path: Path, values: Values, run: Figures) -> None:
+def _write_values(path: Path, values: Values, run: Figures, taken: Taken) -> None:
     content = {
+        "taken": dict(taken),
         "text": {name: one.text for name, one in CONSTANTS.items()},
         "command": {name: one.command for name, one in CONSTANTS.items()},
         "values": {name: values[name] for name in CONSTANTS if name in values},
@@ -309,16 +346,19 @@ def _write_values(path: Path, values: Values, run: Figures) -> None:
 def main(clients: int | None, nodes: int, constants: Path, take: Sequence[Path], write: bool) -> None:
     """Compute what many clients on many nodes need."""
     if take:
-        values, run = _stored(constants) if constants.exists() else ({}, {})
+        values, run, taken = _stored(constants) if constants.exists() else ({}, {}, {})
         for path in take:
-            result = json.loads(path.read_text(encoding="utf-8"))
-            values |= constants_from(result)
+            result = read_result(path)
+            found = constants_from(result)
+            values |= found
             run = run_from(result) or run
-        _write_values(constants, values, run)
-    values, run = read(constants)
-    click.echo(needs_table([(clients, nodes)] if clients else SIZES, values) + "\n" + constants_table(values), nl=False)
+            taken |= _origins(result, {CONSTANTS[name].measure for name in found})
+        _write_values(constants, values, run, taken)
+    values, run, taken = read(constants)
+    sizes = [(clients, nodes)] if clients else SIZES
+    click.echo(needs_table(sizes, values) + "\n" + constants_table(values, taken), nl=False)
     if write:
-        PAGE.write_text(fill(PAGE.read_text(encoding="utf-8"), values, run), encoding="utf-8")
+        PAGE.write_text(filled_page(PAGE.read_text(encoding="utf-8"), values, run, taken), encoding="utf-8")
 
 
 if __name__ == "__main__":

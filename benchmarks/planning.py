@@ -15,7 +15,7 @@ __all__ = ["Limits", "Plan", "plan", "raise_descriptor_limit", "read_limits"]
 
 SPARE_DESCRIPTORS = 300
 """Of each process, for everything that is not a client."""
-NODE_BYTES = 130_000
+NODE_BYTES = 90_000
 SWARM_BYTES = 6_000
 """Of memory for each client, the kernel's included: more than is measured."""
 PROCESS_BYTES = 80_000_000

@@ -7,7 +7,6 @@ same colour in all of them. A bar with a gap is higher than there is room for.
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,13 +16,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .children import MISSING, ROOT
-from .report import number
+from .report import number, read, rounds
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["Picture", "main", "pictures_of"]
+__all__ = ["PICTURES", "Picture", "draw", "main", "pictures_of"]
 
 RESULT = ROOT / "docs" / "performance.json"
 FOLDER = ROOT / "docs" / "images"
@@ -104,21 +103,20 @@ def main(result: Path, out: Path) -> None:
     except ImportError:
         click.echo("plots need matplotlib: pip install 'gevent-mesh[bench]', or pip install matplotlib", err=True)
         sys.exit(MISSING)
-    measured = json.loads(result.read_text(encoding="utf-8"))
+    measured = read(result)
     out.mkdir(parents=True, exist_ok=True)
     for picture in pictures_of(measured["measures"]):
-        figure = draw(picture, measured)
+        figure = draw(picture, measured["measures"][picture.measure])
         if figure is not None:
             path = out / f"{picture.name}.png"
             figure.savefig(path, dpi=110, facecolor="white", metadata={"Software": None})
             click.echo(path)
 
 
-def draw(picture: Picture, measured: Mapping[str, Any]) -> Figure | None:
-    """A picture, or None when the JSON has nothing of it."""
+def draw(picture: Picture, measure: Mapping[str, Any]) -> Figure | None:
+    """A picture, or None when the measure has nothing of it."""
     from matplotlib.figure import Figure
 
-    measure = measured["measures"][picture.measure]
     results = measure["results"]
     names = [name for name in picture.figures if any(name in result["figures"] for result in results)]
     if not names:
@@ -130,13 +128,13 @@ def draw(picture: Picture, measured: Mapping[str, Any]) -> Figure | None:
         _draw_panel(panel, measure, name, picture.limit)
     figure.subplots_adjust(left=0.03, right=0.97, top=1 - HEAD_INCHES / height, bottom=0.55 / height, hspace=0.42)
     _draw_head(figure, picture, measure, height)
-    figure.text(0.03, 0.1 / height, _conditions(measured, results), fontsize=7.5, color="#666666")
+    figure.text(0.03, 0.1 / height, _conditions(measure), fontsize=7.5, color="#666666")
     return figure
 
 
 def _contenders(measure: Mapping[str, Any]) -> dict[str, str]:
     """Keys and names, in the order in which they are measured."""
-    return {result["contender"]: result["name"] for result in measure["results"]}
+    return {each["contender"]: each["name"] for each in [*measure["results"], *measure["failures"]]}
 
 
 def _colours(measure: Mapping[str, Any]) -> dict[str, str]:
@@ -164,53 +162,82 @@ def _draw_head(figure: Figure, picture: Picture, measure: Mapping[str, Any], hei
     )
 
 
+@dataclass(frozen=True)
+class _Places:
+    """Where each contender's bar is at each point. One that has only failed has its place as well."""
+
+    points: Sequence[int]
+    contenders: Sequence[str]
+
+    @property
+    def width(self) -> float:
+        return 0.84 / len(self.contenders)
+
+    def of(self, result: Mapping[str, Any]) -> float:
+        order = self.contenders.index(result["contender"])
+        return self.points.index(result["point"]) + (order - (len(self.contenders) - 1) / 2) * self.width
+
+
+def _places(measure: Mapping[str, Any]) -> _Places:
+    points = {each["point"] for each in [*measure["results"], *measure["failures"]]}
+    return _Places(sorted(points), list(_contenders(measure)))
+
+
 def _draw_panel(panel: Axes, measure: Mapping[str, Any], name: str, limit: str) -> None:
     """Bars of one figure."""
-    kind = measure["figures"][name]
-    points = sorted({result["point"] for result in measure["results"]})
-    colours = _colours(measure)
-    width = 0.84 / len(colours)
+    kind, places, colours = measure["figures"][name], _places(measure), _colours(measure)
     bars = [result for result in measure["results"] if name in result["figures"]]
     top = _top(bars, name, is_cut=kind["more_is_better"] is False)
+    measured = {places.of(result) for result in measure["results"]}
+    for at in {places.of(failure) for failure in measure["failures"]} - measured:
+        _write(panel, "failed", (at, 0))
     for result in bars:
-        order = list(colours).index(result["contender"])
-        at = points.index(result["point"]) + (order - (len(colours) - 1) / 2) * width
-        value = result["figures"][name]
-        panel.bar(at, min(value["median"], top), width * 0.92, color=colours[result["contender"]])
-        if value["median"] > top:
-            # The bar is cut.
-            panel.hlines([top * 0.86, top * 0.92], at - width * 0.5, at + width * 0.5, "white", linewidth=3)
-        elif value["min"] != value["max"]:
-            panel.vlines(at, value["min"], min(value["max"], top), color=INK, linewidth=1.2)
-        text = number(kind, value["median"])
-        if not _is_carried(result):
-            text += f"\n{result['figures']['carried_percent']['median']:.0f} % carried"
-        panel.annotate(
-            text,
-            (at, min(max(value["median"], value["max"]), top)),
-            xytext=(0, 2),
-            textcoords="offset points",
-            ha="center",
-            va="bottom",
-            fontsize=9,
-            color=INK,
-        )
+        at, width = places.of(result), places.width
+        _draw_bar(panel, at, width, result["figures"][name], top, colours[result["contender"]])
+        _write(panel, _bar_text(kind, name, result), (at, min(result["figures"][name]["max"], top)))
         if limit in result["figures"]:
             panel.hlines(result["figures"][limit]["median"], at - width * 0.46, at + width * 0.46, INK, linewidth=2.5)
     panel.set_ylim(0, top * 1.12 or 1)
-    panel.set_xlim(-0.5, len(points) - 0.5)
-    panel.set_xticks(range(len(points)), [f"{point:,} {measure['unit']}" for point in points], fontsize=10, color=INK)
-    better = {True: "more is better", False: "less is better", None: ""}[kind["more_is_better"]]
-    notes = [better] if better else []
-    if limit in measure["figures"]:
-        notes.append(f"dark line: {measure['figures'][limit]['label']}")
-    title = f"{kind['label']}   ({'; '.join(notes)})" if notes else kind["label"]
-    panel.set_title(title, loc="left", fontsize=10, color=INK)
+    panel.set_xlim(-0.5, len(places.points) - 0.5)
+    ticks = [f"{point:,} {measure['unit']}" for point in places.points]
+    panel.set_xticks(range(len(ticks)), ticks, fontsize=10, color=INK)
+    panel.set_title(_panel_title(measure, name, limit), loc="left", fontsize=10, color=INK)
     panel.tick_params(length=0)
     panel.yaxis.set_visible(False)
     for side in ("top", "right", "left"):
         panel.spines[side].set_visible(False)
     panel.spines["bottom"].set_color(PALE)
+
+
+def _draw_bar(panel: Axes, at: float, width: float, value: Mapping[str, float], top: float, colour: str) -> None:
+    panel.bar(at, min(value["median"], top), width * 0.92, color=colour)
+    if value["median"] > top:
+        # The bar is cut.
+        panel.hlines([top * 0.86, top * 0.92], at - width * 0.5, at + width * 0.5, "white", linewidth=3)
+    elif value["min"] != value["max"]:
+        panel.vlines(at, value["min"], min(value["max"], top), color=INK, linewidth=1.2)
+
+
+def _write(panel: Axes, text: str, above: tuple[float, float]) -> None:
+    panel.annotate(
+        text, above, xytext=(0, 2), textcoords="offset points", ha="center", va="bottom", fontsize=9, color=INK
+    )
+
+
+def _bar_text(kind: Mapping[str, Any], name: str, result: Mapping[str, Any]) -> str:
+    text = number(kind, result["figures"][name]["median"])
+    if _is_carried(result):
+        return text
+    return f"{text}\n{result['figures']['carried_percent']['median']:.0f} % carried"
+
+
+def _panel_title(measure: Mapping[str, Any], name: str, limit: str) -> str:
+    kind = measure["figures"][name]
+    better = {True: "more is better", False: "less is better", None: ""}[kind["more_is_better"]]
+    notes = [better] if better else []
+    if limit in measure["figures"]:
+        notes.append(f"dark line: {measure['figures'][limit]['label']}")
+    return f"{kind['label']}   ({'; '.join(notes)})" if notes else str(kind["label"])
 
 
 def _is_carried(result: Mapping[str, Any]) -> bool:
@@ -227,13 +254,12 @@ def _top(bars: Sequence[Mapping[str, Any]], name: str, *, is_cut: bool) -> float
     return others[-1] * CUT_AT if is_cut and len(others) > 1 and worst > others[-1] * FAR_BEHIND else worst
 
 
-def _conditions(measured: Mapping[str, Any], results: Sequence[Mapping[str, Any]]) -> str:
-    machine = measured["machine"]
-    rounds = max(len(next(iter(result["figures"].values()))["rounds"]) for result in results)
-    spread = f"median of {rounds} alternating rounds, lines from lowest to highest" if rounds > 1 else "one round"
+def _conditions(measure: Mapping[str, Any]) -> str:
+    machine, count = measure["machine"], rounds(measure)
+    spread = f"median of {count} alternating rounds, lines from lowest to highest" if count > 1 else "one round"
     return (
         f"{spread}; bars with a gap are cut; {machine['cores']} cores, {machine['processor']}, "
-        f"Python {machine['python']}; {measured['measured_at'][:10]}"
+        f"Python {machine['python']}; {measure['measured_at'][:10]}"
     )
 
 

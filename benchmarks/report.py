@@ -15,10 +15,23 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import click
+
 from .contenders import redis_server_version
 from .measuring import Figure, Results
 
-__all__ = ["as_json", "measure_as_json", "number", "print_tables", "ratio", "tables", "write"]
+__all__ = [
+    "conditions",
+    "kept",
+    "measure_as_json",
+    "number",
+    "print_tables",
+    "ratio",
+    "read",
+    "rounds",
+    "tables",
+    "write",
+]
 
 PACKAGES = (
     "gevent-mesh",
@@ -32,19 +45,15 @@ PACKAGES = (
 )
 
 
-def as_json(results: Sequence[Results]) -> dict[str, Any]:
-    """Everything; nothing that names the machine or its folders."""
+def _machine() -> dict[str, Any]:
+    """Where it is measured; nothing that names the machine or its folders."""
     return {
-        "measured_at": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "machine": {
-            "cores": os.cpu_count(),
-            "processor": _processor(),
-            "system": f"{platform.system()} {platform.release().split('-')[0]}",
-            "python": platform.python_version(),
-            "redis_server": redis_server_version(),
-            "packages": {name: found for name in PACKAGES if (found := _version(name))},
-        },
-        "measures": {result.measure.key: measure_as_json(result) for result in results},
+        "cores": os.cpu_count(),
+        "processor": _processor(),
+        "system": f"{platform.system()} {platform.release().split('-')[0]}",
+        "python": platform.python_version(),
+        "redis_server": redis_server_version(),
+        "packages": {name: found for name in PACKAGES if (found := _version(name))},
     }
 
 
@@ -56,12 +65,15 @@ def _version(package: str) -> str:
 
 
 def measure_as_json(results: Results) -> dict[str, Any]:
-    """One measure, with what is needed to show it."""
+    """One measure, with what is needed to show it and to judge it."""
     measure = results.measure
     return {
+        "measured_at": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "machine": _machine(),
+        "foreign_percent": round(max(results.foreign_percent, default=0.0), 1),
         "title": measure.title,
         "unit": measure.unit,
-        "ours": next(iter(measure.contenders)),
+        "ours": measure.ours(),
         "figures": {
             name: {"label": kind.label, "decimals": kind.decimals, "more_is_better": kind.more_is_better}
             for name, kind in measure.kinds.items()
@@ -76,8 +88,15 @@ def measure_as_json(results: Results) -> dict[str, Any]:
             for point in results.points()
             for key in results.contenders(point)
         ],
-        # Without what a process said at its end: that names the machine's folders.
-        "failures": [failure.partition("\n")[0] for failure in results.failures],
+        "failures": [
+            {
+                "point": failure.point,
+                "contender": failure.contender,
+                "name": measure.contenders[failure.contender],
+                "text": failure.line(),
+            }
+            for failure in results.failures
+        ],
     }
 
 
@@ -90,27 +109,79 @@ def _figure_as_json(figure: Figure) -> dict[str, Any]:
     }
 
 
-def write(path: Path, result: Mapping[str, Any]) -> None:
-    """Write the JSON, and the folders above it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+def write(path: Path, measures: Mapping[str, Any]) -> None:
+    """Write the JSON, and the folders above it.
+
+    Raises:
+        click.ClickException: that is not possible.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps({"measures": measures}, indent=2) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise click.ClickException(f"{path} cannot be written: {error.strerror}") from error
+
+
+def read(path: Path) -> dict[str, Any]:
+    """What a benchmark has written.
+
+    Raises:
+        click.ClickException: it is not there, or something else.
+    """
+    try:
+        result = json.loads(path.read_text(encoding="utf-8"))
+        if not all({"measured_at", "machine", "results"} <= each.keys() for each in result["measures"].values()):
+            raise ValueError("a measure does not say when and where it was taken")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise click.ClickException(
+            f"{path} is no result of a benchmark ({error}): remove it, or name another file"
+        ) from error
+    return dict(result)
+
+
+def kept(path: Path) -> dict[str, Any]:
+    """The measures that a file has already; it is known to be writable afterwards.
+
+    Raises:
+        click.ClickException: it is something else, or cannot be written.
+    """
+    measures: dict[str, Any] = read(path)["measures"] if path.exists() else {}
+    write(path, measures)
+    return measures
+
+
+def rounds(measured: Mapping[str, Any]) -> int:
+    """How many rounds a measure has had, at most."""
+    figures = (figure for result in measured["results"] for figure in result["figures"].values())
+    return max((len(figure["rounds"]) for figure in figures), default=0)
+
+
+def conditions(measured: Mapping[str, Any]) -> str:
+    """How often and when a measure was taken, and whether alone."""
+    count = rounds(measured)
+    when = f"{measured['measured_at'][:16].replace('T', ' ')} UTC"
+    text = f"{'one round' if count == 1 else f'medians of {count} rounds'}, {when}"
+    foreign = measured.get("foreign_percent")
+    return text if foreign is None else f"{text}; other processes had at most {foreign:.0f} % of the machine's CPU"
 
 
 def tables(measured: Mapping[str, Any]) -> Iterator[tuple[list[str], list[list[str]]]]:
     """A table for each point of a measure: header and lines.
 
-    Cells are medians, the lowest and the highest in brackets, and how much better ours is than each other one.
+    Cells are medians, the lowest and the highest in brackets, and how much better ours is than each one of others.
     """
     for point in sorted({result["point"] for result in measured["results"]}):
         results = [result for result in measured["results"] if result["point"] == point]
         ours: Mapping[str, Any] = next(
-            (each["figures"] for each in results if each["contender"] == measured["ours"]), {}
+            (each["figures"] for each in results if each["contender"] in measured["ours"][:1]), {}
         )
         header = [f"{point:,} {measured['unit']}", *(result["name"] for result in results)]
         lines = [
             [kind["label"]]
             + [
-                _cell(kind, each["figures"].get(name), ours.get(name) if each["figures"] is not ours else None)
+                _cell(
+                    kind, each["figures"].get(name), None if each["contender"] in measured["ours"] else ours.get(name)
+                )
                 for each in results
             ]
             for name, kind in measured["figures"].items()

@@ -7,7 +7,8 @@ It takes one command a line, and says when it is done:
 
 - ``connect PORT COUNT``: so many more; ``connected TOTAL`` when all are in the main namespace.
 - ``close COUNT``: so many hang up, spread evenly over all; ``closed TOTAL``.
-- ``churn RATE SECONDS``: so many a second hang up, oldest first, and others take their place; ``churned TOTAL``.
+- ``churn RATE SECONDS``: so many a second hang up, oldest first, and others take their place; ``churned COUNT``
+  says how many it were.
 - ``await NUMBER``: ``has NUMBER`` when every client has had that event, or came after it.
 - ``tally``: what they had since the last time, as JSON (`Audience.tally`).
 
@@ -98,6 +99,7 @@ class Swarm:
         self._audience = Audience()
         self._awaited: int | None = None
         self._announce = ""
+        self._replaced = 0
         self._churn: _Churn | None = None
 
     def run(self) -> None:
@@ -132,6 +134,7 @@ class Swarm:
 
     def _do_churn(self, rate: float, seconds: float) -> None:
         self._churn = _Churn(rate, seconds)
+        self._replaced = 0
         self._announce = "churned"
 
     def _do_await(self, number: float) -> None:
@@ -149,6 +152,7 @@ class Swarm:
                 oldest = next(iter(self._live))
                 self._to_open.append(self._live[oldest].port)
                 self._hang_up(oldest)
+                self._replaced += 1
             self._churn = self._churn if self._churn.goes_on() else None
         while self._to_open and len(self._clients) - len(self._live) < OPENING:
             try:
@@ -158,7 +162,7 @@ class Swarm:
             self._clients[client.socket.fileno()] = client
             self._epoll.register(client.socket.fileno(), select.EPOLLIN)
         if self._announce and not self._churn and not self._to_open and len(self._clients) == len(self._live):
-            _say(f"{self._announce} {len(self._live)}")
+            _say(f"{self._announce} {self._replaced if self._announce == 'churned' else len(self._live)}")
             self._announce = ""
         if self._awaited is not None and self._audience.have(self._awaited, len(self._live)):
             members = [client.member for client in self._live.values() if client.member]

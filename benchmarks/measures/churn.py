@@ -85,7 +85,7 @@ MEASURE = Measure(
     kinds={
         "connect_us": Kind("CPU µs/connect", 0),
         "disconnect_us": Kind("CPU µs/disconnect", 0),
-        "mass_hub_ms": Kind("longest time that the hub was held while up to 10,000 hang up, ms", 1),
+        "mass_hub_ms": Kind("longest time that the hub was held while up to 10,000 hang up, wall time, ms", 1),
         "mass_seconds": Kind("until they were gone, s", 2),
     },
     sample=_sample,

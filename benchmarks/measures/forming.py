@@ -14,10 +14,9 @@ from __future__ import annotations
 
 import json
 import signal
-import socket
 from typing import Any
 
-from ..children import MISSING, BenchmarkError, Child, children, python
+from ..children import Child, children, python
 from ..contenders import CONTENDERS
 from ..measuring import Kind, Measure, Sample
 
@@ -32,8 +31,6 @@ QUICK_SETTLE_SECONDS, QUICK_IDLE_SECONDS = 1.0, 5.0
 
 
 def _sample(contender: str, nodes: int, quick: bool) -> Sample:
-    if not hasattr(socket, "TCP_INFO"):
-        raise BenchmarkError("forming counts bytes with TCP_INFO of Linux; leave it out with --only", MISSING)
     settle, idle = (QUICK_SETTLE_SECONDS, QUICK_IDLE_SECONDS) if quick else (SETTLE_SECONDS, IDLE_SECONDS)
     with children() as started:
         service, url = CONTENDERS[contender].start_service(started)

@@ -1,12 +1,17 @@
 from __future__ import annotations
 
+import platform
+import time
 from dataclasses import replace
+from types import SimpleNamespace
 
+import psutil
 import pytest
 
-from benchmarks.children import BenchmarkError
+from benchmarks.children import ROOT, BenchmarkError
+from benchmarks.contenders import check_installed
 from benchmarks.measures.cluster import carried_percent, steady_rate
-from benchmarks.measuring import Kind, Measure, percentile, take_samples
+from benchmarks.measuring import Failure, Figure, Kind, Machine, Measure, Tail, percentile, take_samples
 
 SECOND = 1_000_000_000
 
@@ -44,7 +49,7 @@ def measure_of(taken: list[str], values: dict[str, list[float]]) -> Measure:
         unit="nodes",
         points=(2,),
         quick_points=(5,),
-        contenders={"ours": "Ours", "theirs": "Theirs"},
+        contenders={"mesh": "Ours", "redis": "Theirs", "queues": "Ours as well"},
         kinds={"rate": Kind("events/s"), "lost": Kind("lost", never=True)},
         sample=sample,
     )
@@ -52,31 +57,50 @@ def measure_of(taken: list[str], values: dict[str, list[float]]) -> Measure:
 
 def test_contenders_alternate_and_figures_are_medians() -> None:
     taken: list[str] = []
-    measure = measure_of(taken, {"ours": [100.0, 900.0, 300.0], "theirs": [1.0, 2.0, 3.0]})
-    results = take_samples(measure, ["ours", "theirs"], 3, quick=False, told=lambda _: None)
-    assert taken == ["ours", "theirs", "theirs", "ours", "ours", "theirs"]
-    figure = results.figures(2, "ours")["rate"]
+    measure = measure_of(taken, {"mesh": [100.0, 900.0, 300.0], "redis": [1.0, 2.0, 3.0]})
+    results = take_samples(measure, ["mesh", "redis"], 3, quick=False, told=lambda _: None)
+    assert taken == ["mesh", "redis", "redis", "mesh", "mesh", "redis"]
+    figure = results.figures(2, "mesh")["rate"]
     assert (figure.median, figure.lowest, figure.highest) == (300.0, 100.0, 900.0)
     assert results.broken_promises() == []
 
 
 def test_what_may_never_be_is_told() -> None:
-    results = take_samples(measure_of([], {"ours": [1.0]}), ["ours"], 1, quick=True, told=lambda _: None)
-    assert results.broken_promises() == ["test at 5 nodes: lost: 1"]
+    results = take_samples(measure_of([], {"mesh": [1.0]}), ["mesh"], 1, quick=True, told=lambda _: None)
+    assert results.broken_promises() == ["test at 5 nodes, mesh: lost: 1"]
+
+
+def test_what_may_never_be_may_not_be_in_other_modes_of_ours_either() -> None:
+    measure = measure_of([], {"queues": [1.0], "redis": [1.0]})
+    results = take_samples(measure, ["queues", "redis"], 1, quick=True, told=lambda _: None)
+    assert results.broken_promises() == ["test at 5 nodes, queues: lost: 1"]
+
+
+def test_a_far_percentile_is_that_of_all_rounds_together() -> None:
+    rounds = [Tail([1.0] * 9 + [worst], 0.95) for worst in (5.0, 90.0, 7.0)]
+    figure = Figure(rounds)
+    assert figure.values == [5.0, 90.0, 7.0]
+    assert figure.median == 7.0
+    assert Figure([Tail([1.0] * 10, 0.95), Tail([1.0] * 9 + [5.0], 0.95)]).median == 1.0
 
 
 def test_a_contender_that_fails_does_not_keep_the_others_from_being_measured() -> None:
     def sample(contender: str, _point: int, _quick: bool) -> dict[str, float]:
-        if contender == "theirs":
+        if contender == "redis":
             raise BenchmarkError("gone")
         return {"rate": 1.0}
 
     told: list[str] = []
     measure = replace(measure_of([], {}), sample=sample)
-    results = take_samples(measure, ["ours", "theirs"], 1, quick=False, told=told.append)
-    assert results.contenders(2) == ["ours"]
-    assert results.failures == ["test, 2 nodes, round 1 of 1, Theirs: gone"]
+    results = take_samples(measure, ["mesh", "redis"], 1, quick=False, told=told.append)
+    assert results.contenders(2) == ["mesh"]
+    assert [failure.line() for failure in results.failures] == ["test, 2 nodes, round 1 of 1, Theirs: gone"]
     assert "FAILED: gone" in told[1]
+
+
+def test_a_failure_is_told_in_one_line_with_its_reason() -> None:
+    failure = Failure(2, "mesh", f"node 1 ended with code 1:\nTraceback:\n{ROOT}/x.py\nOSError: no room in {ROOT}/y\n")
+    assert failure.line() == "node 1 ended with code 1: OSError: no room in y"
 
 
 def test_what_is_missing_on_the_machine_ends_the_run() -> None:
@@ -84,4 +108,33 @@ def test_what_is_missing_on_the_machine_ends_the_run() -> None:
         raise BenchmarkError("not installed", 2)
 
     with pytest.raises(BenchmarkError):
-        take_samples(replace(measure_of([], {}), sample=sample), ["ours"], 1, quick=True, told=lambda _: None)
+        take_samples(replace(measure_of([], {}), sample=sample), ["mesh"], 1, quick=True, told=lambda _: None)
+
+
+def test_what_others_took_of_the_machine_is_told_when_it_is_much(monkeypatch: pytest.MonkeyPatch) -> None:
+    shares = iter([3.0, 40.0])
+    monkeypatch.setattr(Machine, "foreign_percent", lambda _: next(shares))
+    told: list[str] = []
+    results = take_samples(
+        measure_of([], {"mesh": [1.0], "redis": [1.0]}), ["mesh", "redis"], 1, quick=False, told=told.append
+    )
+    assert results.foreign_percent == [3.0, 40.0]
+    assert ["NOT ALONE" in line for line in told] == [False, True]
+
+
+def test_our_own_work_is_not_that_of_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    others = 5.0
+    monkeypatch.setattr(psutil, "cpu_times", lambda: SimpleNamespace(user=time.process_time(), nice=others, system=0.0))
+    machine = Machine()
+    ends = time.process_time() + 0.2
+    while time.process_time() < ends:
+        pass
+    assert machine.foreign_percent() < 10
+    others += 1.0
+    assert machine.foreign_percent() > 50
+
+
+def test_another_system_is_refused_before_anything_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(platform, "system", lambda: "Darwin")
+    with pytest.raises(BenchmarkError, match="needs Linux"):
+        check_installed(["mesh"])

@@ -11,6 +11,8 @@ from click.testing import CliRunner
 
 from benchmarks import model
 from benchmarks.measures import MEASURES
+from benchmarks.plots import RESULT
+from benchmarks.report import read
 from benchmarks.scale import MEASURE as SCALE
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -21,10 +23,22 @@ ONES = dict.fromkeys(model.CONSTANTS, 1.0)
 
 def test_the_page_holds_what_the_command_prints() -> None:
     page = model.PAGE.read_text(encoding="utf-8")
-    assert model.fill(page, *model.read()) == page, "run: python -m benchmarks.model --write"
+    assert model.filled_page(page, *model.read()) == page, "run: python -m benchmarks.model --write"
     printed = CliRunner().invoke(model.main).output.splitlines()
     assert len(printed) > 30
     assert set(printed) - {""} <= set(page.splitlines())
+
+
+def test_constants_are_those_of_the_page_with_the_figures() -> None:
+    values, _, taken = model.read()
+    result = read(RESULT)
+    measured = model.constants_from(result)
+    assert {name: values[name] for name in measured} == measured, (
+        "run: python -m benchmarks.model --take docs/performance.json --write"
+    )
+    for name in measured:
+        measure = model.CONSTANTS[name].measure
+        assert taken[measure] == {key: result["measures"][measure][key] for key in ("measured_at", "machine")}
 
 
 def test_commands_of_the_page_exist() -> None:
@@ -85,7 +99,7 @@ def test_one_size_can_be_asked_for() -> None:
 
 def test_constants_that_are_not_there_are_named(tmp_path: Path) -> None:
     path = tmp_path / "values.json"
-    path.write_text('{"values": {"client_kib": 1}, "run": {}}', encoding="utf-8")
+    path.write_text('{"values": {"client_kib": 1}, "run": {}, "taken": {}}', encoding="utf-8")
     done = CliRunner().invoke(model.main, ["--constants", str(path)])
     assert done.exit_code == 1
     assert "lacks collection_us" in done.output

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from benchmarks.plots import main, pictures_of
+from benchmarks.plots import PICTURES, draw, main, pictures_of
 
 SPREAD = {"median": 2.0, "min": 1.0, "max": 3.0, "rounds": [1.0, 2.0, 3.0]}
 CUT = {"median": 40.0, "min": 40.0, "max": 40.0, "rounds": [40.0]}
@@ -22,8 +22,15 @@ def measure(**figures: Any) -> dict[str, Any]:
         for key in ("mesh", "unknown")
     ]
     return {
-        "title": "Title", "unit": "nodes", "ours": "mesh", "figures": kinds, "results": results, "failures": [],
-    }  # fmt: skip
+        "measured_at": "2026-01-01T00",
+        "machine": {"cores": 2, "processor": "P", "python": "3"},
+        "title": "Title",
+        "unit": "nodes",
+        "ours": ["mesh"],
+        "figures": kinds,
+        "results": results,
+        "failures": [{"point": 20, "contender": "redis", "name": "Redis", "text": "no"}],
+    }
 
 
 @pytest.fixture
@@ -34,9 +41,8 @@ def result(tmp_path: Path) -> Path:
         "novel": measure(something=SPREAD),
         "rooms": measure(),
     }
-    machine = {"cores": 2, "processor": "P", "python": "3"}
     path = tmp_path / "result.json"
-    path.write_text(json.dumps({"measured_at": "2026-01-01T00", "machine": machine, "measures": measures}))
+    path.write_text(json.dumps({"measures": measures}))
     return path
 
 
@@ -45,6 +51,13 @@ def test_draws_what_the_json_has(result: Path, tmp_path: Path) -> None:
     assert done.exit_code == 0
     drawn = sorted(path.name for path in (tmp_path / "images").iterdir())
     assert drawn == ["events.png", "fanout.png", "latency.png", "novel.png"]
+
+
+def test_what_failed_is_written_where_its_bar_would_be(result: Path) -> None:
+    (picture,) = [picture for picture in PICTURES if picture.name == "fanout"]
+    figure = draw(picture, json.loads(result.read_text())["measures"]["fanout"])
+    assert figure is not None
+    assert [text.get_text() for text in figure.axes[0].texts].count("failed") == 1
 
 
 def test_a_measure_that_is_not_known_is_shown_by_what_is_compared(result: Path) -> None:

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 
 from benchmarks.document import filled
-from benchmarks.measuring import Kind, Measure, Results
-from benchmarks.report import measure_as_json, tables
+from benchmarks.measuring import Failure, Kind, Measure, Results
+from benchmarks.report import kept, measure_as_json, read, tables, write
 
 
 @pytest.fixture
@@ -17,7 +19,7 @@ def measured() -> dict[str, Any]:
         unit="nodes",
         points=(2,),
         quick_points=(2,),
-        contenders={"mesh": "Ours", "redis": "Theirs"},
+        contenders={"mesh": "Ours", "queues": "Ours too", "redis": "Theirs"},
         kinds={
             "events_per_second": Kind("events/s", 0, more_is_better=True),
             "cpu_us": Kind("CPU"),
@@ -27,22 +29,18 @@ def measured() -> dict[str, Any]:
     )
     ours = [{"events_per_second": rate, "cpu_us": 20.0, "seconds": 1.0} for rate in (1000.0, 3000.0, 2000.0)]
     theirs = [{"events_per_second": 500.0, "cpu_us": 100.0}]
-    results = Results(measure, {(2, "mesh"): ours, (2, "redis"): theirs}, ["cluster, 5 nodes: no\nmore"])
-    machine = {"cores": 2, "redis_server": "7", "processor": "P", "system": "S", "python": "3", "packages": {}}
-    return {
-        "measured_at": "2026-01-01T00:00:00+00:00",
-        "machine": machine,
-        "measures": {"cluster": measure_as_json(results)},
-    }
+    samples = {(2, "mesh"): ours, (2, "queues"): [{"cpu_us": 40.0}], (2, "redis"): theirs}
+    results = Results(measure, samples, [Failure(5, "redis", "cluster, 5 nodes: no\nmore")])
+    return {"measures": {"cluster": measure_as_json(results)}}
 
 
-def test_cells_have_the_spread_and_how_much_better_ours_is(measured: dict[str, Any]) -> None:
+def test_cells_have_the_spread_and_how_much_better_ours_is_than_others(measured: dict[str, Any]) -> None:
     ((header, lines),) = tables(measured["measures"]["cluster"])
-    assert header == ["2 nodes", "Ours", "Theirs"]
+    assert header == ["2 nodes", "Ours", "Ours too", "Theirs"]
     assert lines == [
-        ["events/s", "2,000 (1,000 - 3,000)", "500  x 4.00"],
-        ["CPU", "20.0", "100.0  x 5.00"],
-        ["seconds", "1.0", ""],
+        ["events/s", "2,000 (1,000 - 3,000)", "", "500  x 4.00"],
+        ["CPU", "20.0", "40.0", "100.0  x 5.00"],
+        ["seconds", "1.0", "", ""],
     ]
 
 
@@ -56,8 +54,9 @@ def page(name: str) -> str:
 
 def test_tables_of_a_page_are_filled_again_and_again(measured: dict[str, Any]) -> None:
     text = filled(page("cluster"), measured)
-    assert "| CPU | 20.0 | 100.0  x 5.00 |\n" in text
-    assert "Failed: cluster, 5 nodes: no\n" in text
+    assert "| CPU | 20.0 | 40.0 | 100.0  x 5.00 |\n" in text
+    assert "Failed: cluster, 5 nodes: no more\n" in text
+    assert "*cluster: medians of 3 rounds, 20" in text
     assert "old" not in text
     assert text.startswith("before\n")
     assert text.endswith("after\n")
@@ -76,5 +75,34 @@ def test_summary_compares_with_redis(measured: dict[str, Any]) -> None:
 
 def test_node_figures_stand_beside_ours(measured: dict[str, Any]) -> None:
     text = filled(page("nodejs"), measured)
-    assert "| 2 nodes | 2,000 | 500 | 71,570 | 79,733 |" in text
-    assert "| 10 nodes |  |  | 7,851 | 29,579 |" in text
+    assert "| 2 nodes | 2,000 |  | 500 | 71,570 | 79,733 |" in text
+    assert "| 10 nodes |  |  |  | 7,851 | 29,579 |" in text
+
+
+def test_what_is_worse_is_said_in_words(measured: dict[str, Any]) -> None:
+    results = measured["measures"]["cluster"]["results"]
+    theirs = next(result for result in results if result["contender"] == "redis")
+    theirs["figures"]["cpu_us"]["median"] = 16.0
+    assert "| 2 nodes: CPU | 20.0 | 16.0 | 1.2 times as much |" in filled(page("summary"), measured)
+
+
+def test_a_file_keeps_its_other_measures(measured: dict[str, Any], tmp_path: Path) -> None:
+    path = tmp_path / "folder" / "result.json"
+    assert kept(path) == {}
+    write(path, measured["measures"])
+    assert kept(path) == read(path)["measures"] == measured["measures"]
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"measures": {"cluster": {"results": []}}}'])
+def test_a_file_of_something_else_is_refused(content: str, tmp_path: Path) -> None:
+    path = tmp_path / "result.json"
+    path.write_text(content)
+    with pytest.raises(click.ClickException, match="is no result of a benchmark"):
+        kept(path)
+    assert path.read_text() == content
+
+
+def test_a_file_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(click.ClickException, match="cannot be written"):
+        kept(tmp_path / "file" / "result.json")

@@ -59,6 +59,45 @@ def test_says_what_to_install_when_redis_server_is_missing(tmp_path: Path) -> No
     assert "apt-get install redis-server" in done.stderr
 
 
+def test_other_measures_of_the_file_are_kept_and_named(tmp_path: Path) -> None:
+    path = tmp_path / "result.json"
+    other = {"measured_at": "2026-01-01T00:00:00+00:00", "machine": {}, "results": []}
+    path.write_text(json.dumps({"measures": {"memory": other, "forming": other}}))
+    done = run_benchmark("--only", "forming", "--json", str(path))
+    assert done.returncode == 0, done.stderr
+    assert f"{path} keeps what it has of memory" in done.stderr
+    measures = json.loads(path.read_text())["measures"]
+    assert measures["memory"] == other
+    assert measures["forming"]["results"]
+
+
+def test_a_file_that_cannot_be_written_is_found_before_anything_is_measured(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    done = run_benchmark("--only", "forming", "--json", str(tmp_path / "file" / "result.json"))
+    assert done.returncode == 1
+    assert "cannot be written" in done.stderr
+    assert "round" not in done.stderr
+
+
+def test_a_contender_that_a_measure_does_not_have_is_an_error(tmp_path: Path) -> None:
+    done = run_benchmark("--only", "forming", "--contender", "redis", "--json", str(tmp_path / "result.json"))
+    assert done.returncode == 2
+    assert "forming: there is no contender redis" in done.stderr
+
+
+@pytest.mark.skipif(shutil.which("redis-server") is None, reason="redis-server is not installed")
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGKILL])
+def test_redis_server_does_not_outlive_the_benchmark(tmp_path: Path, number: signal.Signals) -> None:
+    command = [*COMMAND, "--only", "cluster", "--contender", "redis", "--json", str(tmp_path / "result.json")]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as bench:
+        process = psutil.Process(bench.pid)
+        assert eventually(lambda: any(child.name() == "redis-server" for child in process.children()), 20)
+        started = process.children(recursive=True)
+        bench.send_signal(number)
+        bench.wait(20)
+    assert eventually(lambda: not [child for child in started if child.is_running()], 10)
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_all_processes(tmp_path: Path, number: signal.Signals) -> None:
     command = [*COMMAND, "--only", "forming", "--json", str(tmp_path / "result.json")]
