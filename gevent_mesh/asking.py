@@ -236,6 +236,8 @@ class Asking(Service):
         return self._counted(question, self._api.server_count(question.nsp), Outcome())
 
     def _sockets_join(self, question: ClusterMessage, timeout: float) -> Answer:
+        # It may take longer than it is told to; the emitter waits no longer.
+        timeout = max(timeout / 2, timeout - self._api.settle_seconds)
         count = self._api.sockets_join(question.data["rooms"], **_selection(question), timeout=timeout)
         return self._counted(question, count, count)
 

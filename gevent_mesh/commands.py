@@ -11,10 +11,9 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from time import monotonic
 
-import gevent
-
 from .clients import Clients
 from .cluster.acknowledgements import Acknowledgements
+from .cluster.queries import Answering
 from .interest import InterestService
 from .net.lines import LinesPerSecond
 from .node import Node
@@ -55,6 +54,7 @@ class Commands(Service):
         self._acknowledgements = acknowledgements
         self._logger = logger
         self._interest = interest
+        self._answering = Answering()
         self._lines = LinesPerSecond()
 
     @property
@@ -90,7 +90,7 @@ class Commands(Service):
         if self._interest is None or message.data.get("requestId") is None:
             self._answer(peer, message, count)
         else:
-            gevent.spawn(self._answer_settled, self._interest, peer, message, count)
+            self._answering.begin(peer.uid, self._answer_settled, self._interest, peer, message, count)
 
     def _answer_settled(self, interest: InterestService, peer: Peer, message: ClusterMessage, count: int) -> None:
         """Whoever hears that clients are in a room may have others publish to it."""

@@ -7,12 +7,12 @@ Rules:
 - What is pending is announced before anything else is said of our rooms.
 - All rooms are told by a greenlet of its own, one for each node that asks, at the pace of that node.
 - A peer without a link is told nothing, so that no event makes room for it: it has to ask again.
-- Who puts clients into rooms of other nodes, by a command, counts on no lease of a question that was asked before it.
+- Who puts clients of other nodes into rooms, by a command, counts on no lease of a question that was asked before it.
 """
 
 from __future__ import annotations
 
-import logging
+import math
 from collections.abc import Hashable, Iterable, Mapping
 from itertools import count
 from time import monotonic
@@ -41,13 +41,11 @@ class InterestService(Service):
     Args:
         node: the way to other nodes.
         rooms: the tables of this node's server, by namespace: of each room, its members.
-        logger: where to report.
     """
 
-    def __init__(self, node: Node, rooms: Mapping[str, Mapping[Hashable, object]], logger: logging.Logger) -> None:
+    def __init__(self, node: Node, rooms: Mapping[str, Mapping[Hashable, object]]) -> None:
         self._node = node
         self._rooms = rooms
-        self._logger = logger
         self._announced = Announced()
         self._copies: dict[str, Copy] = {}
         self._numbers = count(1)
@@ -67,8 +65,9 @@ class InterestService(Service):
 
     def choose(self, mesh: Mesh, namespace: str, rooms: list[Hashable]) -> list[Peer]:
         """The peers that an event goes to. Never waits."""
-        found = interested(mesh.table, self._copies, namespace, rooms, monotonic(), self._ask)
-        mesh.counters.events_spared += len(mesh.table) - len(found)
+        peers = list(mesh.table)
+        found = interested(peers, self._copies, namespace, rooms, monotonic(), self._ask)
+        mesh.counters.events_spared += len(peers) - len(found)
         return found
 
     def _ask(self, peer: Peer) -> None:
@@ -79,10 +78,18 @@ class InterestService(Service):
         wanted = copy.ask(next(self._numbers), peer.link, monotonic())
         self._node.send(peer.uid, MessageType.INTEREST_WANTED, "/", wanted)
 
-    def drop_leases(self) -> None:
-        """A command has gone out that may put clients of other nodes into rooms: what they said before it is old."""
-        for copy in self._copies.values():
-            copy.drop_lease()
+    def drop_leases(self, peers: Iterable[Peer] | None = None) -> None:
+        """A command has gone out that may put clients of other nodes into rooms: what they said before it is old.
+
+        To be called behind the command, in the outboxes: a question between the two would be answered before it.
+
+        Args:
+            peers: whom it has gone to; all, if left out.
+        """
+        uids = list(self._copies) if peers is None else [peer.uid for peer in peers]
+        for uid in uids:
+            if (copy := self._copies.get(uid)) is not None:
+                copy.drop_lease()
 
     def _on_interest(self, peer: Peer, message: ClusterMessage) -> None:
         data = message.data
@@ -112,14 +119,16 @@ class InterestService(Service):
         """Whether the present greenlet may: all but the hub."""
         return gevent.getcurrent() is not gevent.get_hub()
 
-    def wait_until_known(self, namespace: str, rooms: Iterable[Hashable]) -> None:
+    def wait_until_known(self, namespace: str, rooms: Iterable[Hashable], deadline: float = math.inf) -> None:
         """Wait until no node leaves us out of an event for these rooms, which have members here: a round trip, or at
-        most `LEASE_SECONDS`. Nobody waits in the hub."""
+        most `LEASE_SECONDS`, and not beyond the deadline (monotonic). Nobody waits in the hub."""
         if not self.may_wait:
             return
         for room in rooms:
             while (until := self._announced.unsettled_until(namespace, room, now := monotonic())) is not None:
-                self._news.wait(until - now)
+                if now >= deadline:
+                    return
+                self._news.wait(min(until, deadline) - now)
 
     def _wake(self) -> None:
         if self._announced.has_pending and not self._is_announcing:
@@ -129,9 +138,12 @@ class InterestService(Service):
     def _announce(self) -> None:
         self._is_announcing = False
         if self._announced.has_pending:
-            for data in self._announced.announce():
-                self._tell_followers(data)
-            self._hear_news()
+            try:
+                for data in self._announced.announce():
+                    self._tell_followers(data)
+            finally:
+                # Whoever waits for what was pending is to wait for the end of leases now, and for no longer.
+                self._hear_news()
 
     def _tell_followers(self, data: dict[str, Any]) -> None:
         told = {uid: follower for uid, follower in self._announced.followers.items() if follower.is_told}
@@ -151,8 +163,8 @@ class InterestService(Service):
     # ------------------------------------------------------------------ answering
 
     def _on_known(self, peer: Peer, message: ClusterMessage) -> None:
-        self._announced.known(peer.uid, message.data["version"])
-        self._hear_news()
+        if self._announced.known(peer.uid, message.data["version"], monotonic()):
+            self._hear_news()
 
     def _on_wanted(self, peer: Peer, message: ClusterMessage) -> None:
         self._announce()
@@ -220,3 +232,6 @@ class InterestService(Service):
 
     def sweep(self, now: float) -> None:
         self._announced.forget(now)
+        for uid, copy in list(self._copies.items()):
+            if copy.is_unused(now):
+                del self._copies[uid]

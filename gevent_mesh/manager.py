@@ -206,9 +206,9 @@ class GeventMeshManager(ClusterApi, PubSubManager):  # type: ignore[misc]  # pyt
         self._server_events = ServerEvents(node, self._requests, logger)
         self._presence = PresenceService(node, clients, logger)
         wants_interest = self.config.room_interest and not self.write_only
-        self._interest = InterestService(node, self.rooms, logger) if wants_interest else None
+        self._interest = InterestService(node, self.rooms) if wants_interest else None
         commands = Commands(node, clients, packets, self._acknowledgements, logger, self._interest)
-        self._relay = Relay(node, self._requests, self._acknowledgements, logger)
+        self._relay = Relay(node, self._requests, self._acknowledgements, logger, self._interest)
         questions = (self._acknowledgements, self._queries, self._server_events)
         self._asking = Asking(node, self, self._server_events, packets, logger)
         self._health = HealthService(node, logger)
@@ -545,7 +545,7 @@ class GeventMeshManager(ClusterApi, PubSubManager):  # type: ignore[misc]  # pyt
             kind = MessageType.SOCKETS_JOIN
             request = self._queries.ask_some(peers, (), kind, namespace, make_data, _take_any, ENTER_SECONDS)
             self._requests.wait(request)
-        interest.drop_leases()
+        interest.drop_leases(peers)
 
     def leave_room(self, sid: str, namespace: str, room: Hashable) -> None:
         """Take a client out of a room, wherever it is connected."""
@@ -576,7 +576,12 @@ class GeventMeshManager(ClusterApi, PubSubManager):  # type: ignore[misc]  # pyt
         """Take a client into the tables of this node, before it or the application hears of that."""
         sid = take_in(eio_sid, namespace)
         if sid is not None:
-            interest.wait_until_known(namespace, [None])
+            # Whoever goes meanwhile has never been connected: it gets no disconnect handler.
+            self.pre_disconnect(sid, namespace)
+            try:
+                interest.wait_until_known(namespace, [None])
+            finally:
+                _remove_pending(self.pending_disconnect, sid, namespace)
             if not self._clients.is_ours(sid, namespace):
                 return None  # it has gone meanwhile
         return sid
@@ -616,10 +621,7 @@ class GeventMeshManager(ClusterApi, PubSubManager):  # type: ignore[misc]  # pyt
         self.callbacks.pop(sid, None)
         # The first of them came to python-socketio together with the two-phase connect.
         for pending in (getattr(self, "pending_connect", {}), self.pending_disconnect):
-            if sid in pending.get(namespace, ()):
-                pending[namespace].remove(sid)
-                if not pending[namespace]:
-                    del pending[namespace]
+            _remove_pending(pending, sid, namespace)
         self._clients.gone(sid)
         if was_here:
             self._node.client_gone(sid, namespace)
@@ -762,6 +764,14 @@ def _sid(sid: object) -> str:
     if not isinstance(sid, str):
         raise TypeError(f"a sid is text, not {sid!r}")
     return sid
+
+
+def _remove_pending(pending: Pending | dict[str, Any], sid: str, namespace: str) -> None:
+    """A client is not on its way in, or out, any more."""
+    if sid in pending.get(namespace, ()):
+        pending[namespace].remove(sid)
+        if not pending[namespace]:
+            del pending[namespace]
 
 
 def _take_any(_uid: str, _message: ClusterMessage) -> bool:

@@ -86,7 +86,7 @@ class Node:
         self.is_stopped = self.is_leaving = False
         if self._was_started:
             self.uid = new_uid()
-        self._was_started = True
+            self._was_started = False
         port, tokens = self.config.embedded_port, self.config.tokens
         self.embedded = EmbeddedDiscovery(port, tokens) if port else None
         mesh = Mesh(
@@ -103,8 +103,10 @@ class Node:
         try:
             mesh.start()
         except BaseException:
+            # Nobody has heard of this uid, and sids may name it already: the next start keeps it.
             self.mesh = None
             raise
+        self._was_started = True
 
     def stop(self, timeout: float) -> bool:
         """Leave the mesh. What was published still goes out, for at most `timeout` seconds.
@@ -125,7 +127,7 @@ class Node:
     def forked(self) -> None:
         """The process is a fork: nothing that the parent opened belongs to it."""
         mesh, self.mesh = self.mesh, None
-        self.is_leaving = False
+        self.is_leaving = self._was_started = False
         self.uid = new_uid()
         if mesh is not None:
             mesh.forget()

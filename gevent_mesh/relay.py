@@ -21,6 +21,7 @@ from gevent.lock import BoundedSemaphore
 from .cluster.acknowledgements import Acknowledgements, Tally
 from .cluster.requests import Request, Requests
 from .errors import MessageError, PayloadError
+from .interest import InterestService
 from .net.lines import LinesPerSecond
 from .node import Node
 from .protocol import messages
@@ -46,15 +47,22 @@ class Relay(Service):
         requests: where this node's open questions are.
         acknowledgements: asks this node's own clients.
         logger: where to report.
+        interest: which nodes are left out of events, if any are.
     """
 
     def __init__(
-        self, node: Node, requests: Requests, acknowledgements: Acknowledgements, logger: logging.Logger
+        self,
+        node: Node,
+        requests: Requests,
+        acknowledgements: Acknowledgements,
+        logger: logging.Logger,
+        interest: InterestService | None = None,
     ) -> None:
         self._node = node
         self._requests = requests
         self._acknowledgements = acknowledgements
         self._logger = logger
+        self._interest = interest
         self._delivered = Delivered()
         self._receipts: dict[str, Receipt] = {}
         self._settling: gevent.Greenlet | None = None
@@ -103,6 +111,9 @@ class Relay(Service):
             is_new = self._deliver(peer, number, inner, request_id)
             # May wait. Node.js servers cannot tell a repeat, and most likely it is one to them as well.
             self._node.publish_encoded(outer, to_nodejs=is_new, patiently=True)
+            if self._interest is not None and inner.type is MessageType.SOCKETS_JOIN:
+                # What the emitter has this node publish next finds the clients in the room.
+                self._interest.drop_leases()
         receipt.taken = max(receipt.taken, number)
         self._settle_soon()
 

@@ -73,7 +73,8 @@ def event_receivers(peers: Iterable[Peer], codec: str) -> tuple[list[Peer], list
 
 
 _COMPARABLE = frozenset((str, bytes, int))
-"""Rooms whose copies at other nodes are equal to them, and have the same hash: an enum that is a text has not."""
+"""Rooms whose copies at other nodes are equal to them and have the same hash. What is derived from these types may have
+an equality and a hash of its own."""
 
 
 def interested(

@@ -19,13 +19,14 @@ __all__ = ["PaperNode", "paper_mesh"]
 class PaperNode:
     """A real node of the mesh, without a network between it and its clients."""
 
-    def __init__(self, manager: GeventMeshManager, **options: Any) -> None:
+    def __init__(self, manager: GeventMeshManager, *, joins: bool = True, **options: Any) -> None:
         self.manager = manager
         self.server = socketio.Server(async_mode="gevent", client_manager=manager, **options)
         self.sent: list[tuple[str, Any]] = []
         self.server._send_eio_packet = lambda eio_sid, packet: self.sent.append((eio_sid, packet.data))
         self.server.eio.send = lambda eio_sid, data: self.sent.append((eio_sid, data))
-        self.manager.start()
+        if joins:
+            self.manager.start()
 
     def connects(self, eio_sid: str, *, namespace: str = "/", auth: Any = None, **environ: Any) -> str:
         """A client connects to a namespace. Returns its sid."""

@@ -63,7 +63,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "errors",
     },
     "emitter": {"clients", "cluster", "node", "config", "net", "protocol", "errors"},
-    "relay": {"cluster", "node", "service", "net", "protocol", "errors"},
+    "relay": {"cluster", "interest", "node", "service", "net", "protocol", "errors"},
     "asking": {"cluster", "node", "packets", "service", "net", "protocol", "errors"},
     "leaving": {"clients", "node"},
     "startup": {"errors"},

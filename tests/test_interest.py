@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Iterator
+from contextlib import nullcontext
 from time import monotonic
 from typing import Any
 
 import gevent
 import pytest
 
-from gevent_mesh.protocol.interest import LEASE_SECONDS
-from gevent_mesh.protocol.messages import MessageType
+from gevent_mesh import GeventMeshManager, StartError
+from gevent_mesh.cluster import queries
+from gevent_mesh.errors import MessageError
+from gevent_mesh.protocol import messages
+from gevent_mesh.protocol.interest import FOLLOW_SECONDS, LEASE_SECONDS
+from gevent_mesh.protocol.messages import ClusterMessage, MessageType
 from tests.paper import PaperNode, paper_mesh
 from tests.support import eventually
 
@@ -110,11 +116,61 @@ def test_a_command_that_is_not_waited_for_comes_before_what_its_node_publishes_n
         two.gets(f"event {number}.")
 
 
+def test_what_an_emitter_has_put_into_a_room_gets_what_its_relay_emits_behind_that(nodes: list[PaperNode]) -> None:
+    emitter = GeventMeshManager(nodes[0].manager.config.discovery[0], write_only=True)
+    try:
+        assert emitter.wait_for_peers(1)
+        relay = next(node for node in nodes if node.manager.uid == emitter.peers[0].uid)
+        other = next(node for node in nodes if node is not relay)
+        relay.manager.on("go", lambda room: relay.server.emit(f"news of {room}.", 1, to=room))
+        sid = other.connects("a")
+        for number in range(10):
+            has_leases(relay, f"room {number}", 2)
+            emitter.enter_room(sid, "/", f"room {number}")
+            emitter.server_side_emit("go", f"room {number}")
+            other.gets(f"news of room {number}.")
+    finally:
+        emitter.close(0)
+
+
+def test_a_command_costs_no_lease_of_nodes_that_it_has_not_gone_to(nodes: list[PaperNode]) -> None:
+    one, two, _ = nodes
+    own, sid = one.connects("a"), two.connects("b")
+    has_leases(one, "red", 2)
+    before = spared(one)
+    one.manager.sockets_join("blue", room=own)
+    one.server.emit("news", 1, to="red")
+    assert spared(one) - before == 2
+    one.server.enter_room(sid, "green")
+    one.server.emit("news", 1, to="red")
+    assert spared(one) - before == 3
+
+
+def test_a_client_that_came_between_a_failed_and_a_good_start_is_reached_by_its_sid(nodes: list[PaperNode]) -> None:
+    one, url = nodes[0], nodes[0].manager.config.discovery[0]
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        manager = GeventMeshManager(url, ws_port=taken.getsockname()[1], room_interest=True)
+        late = PaperNode(manager, joins=False)
+        with pytest.raises(StartError):
+            manager.start()
+        late.server.manager_initialized = True
+        sid = late.connects("a")
+    try:
+        manager.start()
+        assert manager.wait_for_peers(3)
+        has_leases(one, "nobody", 3)
+        one.server.emit("news", 1, to=sid)
+        late.gets("news")
+    finally:
+        manager.stop(0.2)
+
+
 def test_rooms_of_unusual_kinds_get_their_events(nodes: list[PaperNode]) -> None:
     one, two, _ = nodes
     sid = two.connects("a")
-    for number, room in enumerate([7, ("a", 1), b"binary", "x" * 2000, 2**63]):
-        one.server.emit("probe", 1, to=[room])
+    # The last of them has its node get everything.
+    for number, room in enumerate([7, ("a", 1), b"binary", 2**63, "x" * 2000]):
+        has_leases(one, "nobody", 2)
         two.server.enter_room(sid, room)
         one.server.emit(f"event {number}.", 1, to=[room])
         two.gets(f"event {number}.")
@@ -150,6 +206,91 @@ def test_a_node_that_does_not_answer_delays_who_enters_for_as_long_as_its_lease_
     two.gets("news")
 
 
+def test_a_command_with_a_timeout_is_counted_whole_although_others_know_late_of_it(nodes: list[PaperNode]) -> None:
+    one, two, three = nodes
+    two.connects("a")
+    three.connects("b")
+    has_leases(one, "red", 2)
+    silent(one)
+    began = monotonic()
+    count = two.manager.sockets_join("red", timeout=0.3)
+    assert monotonic() - began <= LEASE_SECONDS + 0.8
+    assert (count, count.missing_nodes) == (2, ())
+
+
+def test_a_command_with_a_timeout_ends_when_that_and_a_lease_are_over(nodes: list[PaperNode]) -> None:
+    one, two, three = nodes
+    two.connects("a")
+    has_leases(one, "red", 2)
+    silent(one)
+    three.manager._node._handlers[MessageType.SOCKETS_JOIN] = lambda _peer, _message: None
+    began = monotonic()
+    count = two.manager.sockets_join("red", timeout=0.1)
+    assert LEASE_SECONDS < monotonic() - began <= LEASE_SECONDS + 0.6
+    assert count.missing_nodes == (three.manager.uid,)
+
+
+@pytest.mark.parametrize("timeout", [0, -1, True])
+def test_a_timeout_that_makes_no_sense_is_refused(timeout: float, nodes: list[PaperNode]) -> None:
+    with pytest.raises(ValueError, match="timeout"):
+        nodes[0].manager.sockets_join("red", timeout=timeout)
+
+
+def test_a_question_to_a_slow_node_lets_nobody_else_run(
+    nodes: list[PaperNode], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its link is cut, and logging may wait: who publishes would go on with peers that have changed meanwhile."""
+    one = nodes[0]
+    mesh, logged = one.manager.mesh, gevent.event.Event()
+    assert mesh is not None
+
+    def warn(*_args: object) -> None:
+        gevent.sleep(0)
+        logged.set()
+
+    monkeypatch.setattr(mesh.outboxes._logger, "warning", warn)
+    peer = next(iter(mesh.table))
+    ran = gevent.spawn(lambda: None)
+    mesh.outboxes._cut_slow(peer, mesh.outboxes._links[peer.uid])
+    assert not ran.ready()
+    assert logged.wait(5)
+
+
+def test_too_many_commands_of_one_node_at_a_time_are_dropped(
+    nodes: list[PaperNode], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(queries, "MAX_ANSWERS", 2)
+    one, two, _ = nodes
+    two.connects("a")
+    has_leases(two, "nobody", 2)
+    has_leases(one, "red", 2)
+    silent(one)
+    assert one.manager.mesh is not None
+    assert two.manager.mesh is not None
+    sender = two.manager.mesh.table.get(one.manager.uid)
+    assert sender is not None
+    for number in range(3):
+        data = messages.sockets_join(messages.options(), ["red"], f"{number:016x}")
+        message = ClusterMessage(MessageType.SOCKETS_JOIN, sender.uid, "/", data)
+        with pytest.raises(MessageError) if number == 2 else nullcontext():
+            two.manager._node.on_message(sender, message)
+    commands = two.manager._node._handlers[MessageType.SOCKETS_JOIN].__self__  # type: ignore[attr-defined]  # a method
+    assert len(commands._answering) == 2
+    eventually(lambda: not len(commands._answering))
+
+
+def test_copies_that_nobody_has_use_of_are_dropped(nodes: list[PaperNode]) -> None:
+    one = nodes[0]
+    has_leases(one, "red", 2)
+    interest = one.manager._interest
+    assert interest is not None
+    interest.sweep(monotonic() + FOLLOW_SECONDS / 2)
+    assert len(interest._copies) == 2
+    interest.sweep(monotonic() + FOLLOW_SECONDS)
+    assert not interest._copies
+    has_leases(one, "red", 2)
+
+
 def test_a_second_client_is_let_in_no_sooner_than_the_first(nodes: list[PaperNode]) -> None:
     one, two, _ = nodes
     first, second = two.connects("a"), two.connects("b")
@@ -168,10 +309,14 @@ def test_a_client_that_goes_while_it_is_let_in_is_not_connected(nodes: list[Pape
     silent(one)
     connecting = gevent.spawn(two.connects, "a")
     eventually(lambda: two.manager.rooms.get("/", {}).get(None))
+    heard: list[str] = []
+    two.server.on("connect", lambda *_args: heard.append("connect"))
+    two.server.on("disconnect", lambda *_args: heard.append("disconnect"))
     two.leaves("a")
     with pytest.raises(AssertionError):
         connecting.get(timeout=LEASE_SECONDS + 1)
     assert not two.manager.rooms.get("/", {}).get(None)
+    assert not heard
 
 
 def test_thousands_of_rooms_are_told_in_parts(nodes: list[PaperNode]) -> None:

@@ -696,9 +696,8 @@ def _run(code: str, exit_code: int = 0) -> str:
 def test_an_event_with_more_values_than_a_message_may_hold_reaches_clients_with_another_form_of_packets() -> None:
     discovery = DiscoveryServer(port=0)
     discovery.start()
-    nodes = [
-        PaperNode(GeventMeshManager(discovery.url, ws_port=0), **options) for options in ({}, {"serializer": "msgpack"})
-    ]
+    options: list[dict[str, Any]] = [{}, {"serializer": "msgpack"}]
+    nodes = [PaperNode(GeventMeshManager(discovery.url, ws_port=0), **some) for some in options]
     try:
         for node in nodes:
             assert node.manager.wait_for_peers(1)

@@ -12,12 +12,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable
 from functools import partial
+from time import monotonic
 from typing import Any, TypeVar, overload
 
 from ..clients import Clients
 from ..interest import InterestService
 from ..node import Node
 from ..protocol import messages
+from ..protocol.interest import LEASE_SECONDS
 from ..protocol.messages import ClusterMessage, MessageType
 from ..selection import Selection
 from .acknowledgements import Acknowledgements, Tally
@@ -179,7 +181,8 @@ class ClusterApi:
             rooms: the room to enter, or several.
             room: which clients: as for `fetch_sockets`.
             except_rooms: and not these.
-            timeout: wait for at most so many seconds until it is done everywhere; None does not wait.
+            timeout: wait for at most so many seconds until it is done everywhere; None does not wait. With
+                `room_interest`, 2 s more: until the nodes that publish know of it (see docs/rooms.md).
 
         Returns:
             None without `timeout`, else how many clients it was done to, which is also an `Outcome`.
@@ -189,6 +192,11 @@ class ClusterApi:
         """
         entered, selection = _rooms_to_change(rooms), Selection.of(namespace, room, except_rooms)
         self._clients.check_enterable(selection.namespace, entered)
+        if timeout is not None:
+            _check_timeout(timeout)
+            timeout += self.settle_seconds
+        deadline = None if timeout is None else monotonic() + timeout
+        is_sent = self._is_for_others(selection)
         count = self._command(
             MessageType.SOCKETS_JOIN,
             selection,
@@ -197,10 +205,20 @@ class ClusterApi:
             timeout,
         )
         if self._interest is not None:
-            self._interest.drop_leases()
-            if timeout is not None:
-                self._interest.wait_until_known(selection.namespace, entered)
+            if is_sent:
+                self._interest.drop_leases()
+            if deadline is not None:
+                self._interest.wait_until_known(selection.namespace, entered, deadline)
         return count
+
+    @property
+    def settle_seconds(self) -> float:
+        """How much longer than its `timeout` a `sockets_join` may take."""
+        return 0.0 if self._interest is None else LEASE_SECONDS
+
+    def _is_for_others(self, selection: Selection) -> bool:
+        """Whether clients of other nodes may be selected."""
+        return not (selection.is_empty or self._clients.is_only_ours(selection))
 
     @overload
     def sockets_leave(
@@ -412,10 +430,10 @@ class ClusterApi:
     ) -> Request:
         _check_timeout(timeout)
         sids = self._clients.select(selection)
-        if selection.is_empty or self._clients.is_only_ours(selection):
-            request = Request((), (), take, 0.0)
-        else:
+        if self._is_for_others(selection):
             request = self._queries.ask(kind, selection.namespace, make_data, take, timeout)
+        else:
+            request = Request((), (), take, 0.0)
         # Our own part while the others are at theirs.
         if sids:
             own(sids)
@@ -432,7 +450,7 @@ class ClusterApi:
     ) -> ClientCount | None:
         if timeout is None:
             sids = self._clients.select(selection)
-            if not (selection.is_empty or self._clients.is_only_ours(selection)):
+            if self._is_for_others(selection):
                 self._node.publish(kind, selection.namespace, make_data(selection.opts, None))
             if sids:
                 own(sids)

@@ -29,7 +29,7 @@ from ..selection import Selection
 from ..service import Handler, Service
 from .requests import Request, Requests
 
-__all__ = ["MakeData", "Queries", "pieces", "pieces_of_rooms", "take_count"]
+__all__ = ["Answering", "MakeData", "Queries", "pieces", "pieces_of_rooms", "take_count"]
 
 MAX_ANSWERS = 1000
 """Answers that are worked out for one peer at a time; what it asks beyond that is dropped, and counted."""
@@ -42,6 +42,32 @@ T = TypeVar("T")
 
 MakeData = Callable[[str], dict[str, Any]]
 """The data of a message, given the id of the request."""
+
+
+class Answering:
+    """Answers that are worked out in greenlets of their own, for each peer a bounded number at a time."""
+
+    def __init__(self) -> None:
+        self._open: Counter[str] = Counter()
+
+    def __len__(self) -> int:
+        return self._open.total()
+
+    def begin(self, uid: str, answer: Callable[..., None], *args: Any) -> None:
+        """Work out an answer for a peer.
+
+        Raises:
+            MessageError: there are too many already.
+        """
+        if self._open[uid] >= MAX_ANSWERS:
+            raise MessageError("too many questions at a time")
+        self._open[uid] += 1
+        gevent.spawn(answer, *args).rawlink(lambda _: self._end(uid))
+
+    def _end(self, uid: str) -> None:
+        self._open[uid] -= 1
+        if not self._open[uid]:
+            del self._open[uid]
 
 
 class Queries(Service):
@@ -59,7 +85,7 @@ class Queries(Service):
         self._clients = clients
         self._requests = requests
         self._logger = logger
-        self._answering: Counter[str] = Counter()
+        self._answering = Answering()
 
     @property
     def handlers(self) -> Mapping[MessageType, Handler]:
@@ -173,15 +199,7 @@ class Queries(Service):
     def _answer(
         self, answer: Callable[[Peer, ClusterMessage, list[str]], None], peer: Peer, message: ClusterMessage
     ) -> None:
-        if self._answering[peer.uid] >= MAX_ANSWERS:
-            raise MessageError("too many questions at a time")
-        self._answering[peer.uid] += 1
-        gevent.spawn(answer, peer, message, self._selected(message)).rawlink(lambda _: self._answered(peer.uid))
-
-    def _answered(self, uid: str) -> None:
-        self._answering[uid] -= 1
-        if not self._answering[uid]:
-            del self._answering[uid]
+        self._answering.begin(peer.uid, answer, peer, message, self._selected(message))
 
     def _selected(self, message: ClusterMessage) -> list[str]:
         opts = message.data["opts"]

@@ -164,11 +164,9 @@ class Outboxes:
 
     def _cut_slow(self, peer: Peer, link: Link) -> None:
         self._counters.slow_consumers += 1
-        self._logger.warning(
-            "%s is too slow: %d bytes wait for it; its connection is cut and will be resumed",
-            peer.uid,
-            peer.session.outbox_bytes,
-        )
+        text = "%s is too slow: %d bytes wait for it; its connection is cut and will be resumed"
+        # Who sends must not wait, and the application's logging may.
+        gevent.spawn(self._logger.warning, text, peer.uid, peer.session.outbox_bytes)
         link.cut("slow consumer")
         # The reader takes the rest down; the outbox must be free to drop its oldest messages now.
         peer.session.detach()

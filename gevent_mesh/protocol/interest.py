@@ -6,13 +6,16 @@ Each node *announces* its rooms to those that ask, the followers, and counts the
 Rules:
 
 - A lease begins when the question for it is sent, by the asker's clock. It is in force once the answer has come, and
-  ends `LEASE_SECONDS` after its beginning, a little earlier for clocks that differ in pace.
+  ends `LEASE_SECONDS` after its beginning, a little earlier for clocks that differ in pace. None may stand still for
+  longer than that little while others go on, as that of a paused virtual machine may.
 - Whatever leads to the present version is sent before the answer, in the same ordered stream.
 - Who lets a client into a new room announces it, and then waits until each node that may have a lease has said that it
   knows. Where one does not, it waits until `LEASE_SECONDS` after that node's last question before the announcement has
   come: a lease of that question has ended by then, for the question was sent before it came. Any later question is
   answered behind the announcement. So no lease is in force that leaves out a room whose members have been waited for,
   whatever the network does.
+- Who has others put clients into rooms drops the leases of those nodes, behind the command in the same streams.
+- A lease is good over the link that it was asked for over, and no other. That is caution: nothing else rests on it.
 - A version or a part that does not follow, or an answer that does not fit, makes a copy void: no lease, ask for all.
 - A node with more than `MAX_ROOMS` rooms, or with one that cannot be told, tells so and answers nothing: it gets all.
 - A follower is forgotten by time alone. Its link or its membership may seem to end while its lease goes on.
@@ -36,12 +39,12 @@ PACE_SECONDS = 0.05
 ANSWER_SECONDS = 10.0
 """After how much silence a question is asked again. Nodes without this option never answer."""
 FOLLOW_SECONDS = 30.0
-"""How long after its last question a node is told of changes."""
+"""How long after its last question a node is told of changes, and keeps its copy."""
 MAX_ROOMS = 500_000
 MAX_ROOM_CHARS = 256
 MESSAGE_ROOMS = 1000
-MESSAGE_CHARS = 8192
-"""In one message: at most 32 KiB."""
+MESSAGE_BYTES = 32 * 1024
+"""In one message. The smallest outbox has room for two."""
 MAX_MESSAGE_ROOMS = 4 * MESSAGE_ROOMS
 """In one message of somebody else's."""
 MAX_NUMBER = 2**63
@@ -49,8 +52,6 @@ MAX_NUMBER = 2**63
 Key = tuple[str, Hashable]
 """A namespace and a room of it. The room None is everybody in the namespace."""
 Rooms = dict[str, list[Hashable]]
-
-_TELLABLE = (str, bytes, int, float)
 
 
 # ---------------------------------------------------------------------- our own rooms
@@ -136,38 +137,43 @@ class Announced:
         else:
             del self._pending[key]  # nobody has heard of what is undone
 
-    def announce(self) -> Iterator[dict[str, Any]]:
-        """Take what has changed, as the data of INTEREST for each follower that is told; to be sent at once."""
+    def announce(self) -> list[dict[str, Any]]:
+        """Take what has changed, as the data of INTEREST for each follower that is told; to be sent at once.
+
+        Whatever becomes of one of them, those who wait for what is in it know until when.
+        """
         pending, self._pending = self._pending, {}
         ends = self._leases_end()
         if self.is_everything and pending:
             self.version += 1
             self._all_since = self._all_since or self.version
             self._fresh.update((key, (self._all_since, ends)) for key, entered in pending.items() if entered)
-            yield {"version": self.version, "all": True}
-            return
+            return [{"version": self.version, "all": True}]
+        found = []
         for keys in _messages(filter(_can_tell, pending)):
             self.version += 1
             self._fresh.update((key, (self.version, ends)) for key in keys if pending[key])
             changes: dict[str, Any] = {"version": self.version}
             for name, is_in in (("in", True), ("out", False)):
                 changes[name] = _by_namespace(key for key in keys if pending[key] is is_in)
-            yield changes
+            found.append(changes)
+        return found
 
     def _leases_end(self) -> float:
         """When no lease that may be in force now is any more."""
         return max((follower.asked_at for follower in self.followers.values()), default=-math.inf) + LEASE_SECONDS
 
     def unsettled_until(self, namespace: str, room: Hashable, now: float) -> float | None:
-        """Until when to wait at the most before everybody knows of a room; None: now."""
+        """Until when to wait before it is asked again whether everybody knows of a room, unless there is news before;
+        None: everybody does."""
         key = (namespace, room)
         if self._pending.get(key):
             return now + LEASE_SECONDS
         version, ends = self._fresh.get(key, (0, -math.inf))
         leases = (follower.asked_at for follower in self.followers.values() if follower.known < version)
-        until = min(ends, max(leases, default=-math.inf) + LEASE_SECONDS)
-        if now < until:
-            return until
+        left = [until for asked_at in leases if now < (until := min(ends, asked_at + LEASE_SECONDS))]
+        if left:
+            return min(left)
         self._fresh.pop(key, None)
         return None
 
@@ -184,11 +190,22 @@ class Announced:
         follower.is_told = not self.is_everything
         return version == self.version
 
-    def known(self, uid: str, version: int) -> None:
-        """A node says that it knows a version."""
+    def known(self, uid: str, version: int, now: float) -> bool:
+        """A node says that it knows a version.
+
+        Returns:
+            Whether that is news to those who wait: everybody who may have a lease knows more than before.
+        """
         follower = self.followers.get(uid)
-        if follower is not None:
-            follower.known = max(follower.known, min(version, self.version))
+        if follower is None:
+            return False
+        before = self._known_to_all(now)
+        follower.known = max(follower.known, min(version, self.version))
+        return self._known_to_all(now) > before
+
+    def _known_to_all(self, now: float) -> float:
+        leases = (follower for follower in self.followers.values() if now < follower.asked_at + LEASE_SECONDS)
+        return min((follower.known for follower in leases), default=math.inf)
 
     def forget(self, now: float) -> None:
         """Drop what time has settled."""
@@ -243,15 +260,23 @@ def _is_utf8(text: str) -> bool:
 def _messages(keys: Iterable[Key]) -> Iterator[list[Key]]:
     """As many as one message may have."""
     some: list[Key] = []
-    chars = 0
+    total = 0
     for key in keys:
-        some.append(key)
-        chars += len(key[1]) if isinstance(key[1], (str, bytes)) else 9
-        if len(some) >= MESSAGE_ROOMS or chars >= MESSAGE_CHARS:
+        size = _most_bytes(key[0]) + _most_bytes(key[1])
+        if len(some) >= MESSAGE_ROOMS or total + size > MESSAGE_BYTES:
             yield some
-            some, chars = [], 0
+            some, total = [], 0
+        some.append(key)
+        total += size
     if some:
         yield some
+
+
+def _most_bytes(value: Hashable) -> int:
+    """What a namespace or a room takes in a message at the most; whoever comes first in a namespace pays for it too."""
+    if isinstance(value, (str, bytes)):
+        return 6 + len(value) * (1 if value.isascii() or isinstance(value, bytes) else 4)
+    return 9
 
 
 def _by_namespace(keys: Iterable[Key]) -> Rooms:
@@ -293,6 +318,10 @@ class Copy:
         self.link, self._number, self._asked_at = link, number, now
         self.attend_at = now + ANSWER_SECONDS
         return {"number": number, "version": self._version if self._is_whole else None}
+
+    def is_unused(self, now: float) -> bool:
+        """Whether nobody has asked for long."""
+        return now - self._asked_at >= FOLLOW_SECONDS
 
     def drop_lease(self) -> None:
         """Neither the lease nor the question under way counts any more."""
@@ -383,7 +412,7 @@ def _room_map(rooms: object) -> int:
         if type(namespace) is not str or len(namespace) > MAX_ROOM_CHARS or type(some) is not list or not some:
             raise MessageError("rooms must be a map of arrays, by namespace")
         for room in some:
-            if not (room is None or isinstance(room, _TELLABLE)) or not is_tellable(room):
+            if not is_tellable(room):
                 raise MessageError("a room must be a short text or binary, or a number")
     return sum(map(len, rooms.values()))
 

@@ -2,10 +2,12 @@
 
 Streams between nodes are ordered and late. Links are cut, with both ends, one or neither of them hearing of it, and
 made anew; outboxes overflow, which loses the oldest messages. Clients come to rooms and go, by themselves or by a
-command of another node; some rooms cannot be told. At every event that a node publishes:
+command of another node; some rooms cannot be told. All rooms are told in small parts, with changes between them. At
+every event that a node publishes:
 
 - no node is left out where a client has been let into the room before, or has been sent there by the publisher itself;
-- nobody waits for longer than `LEASE_SECONDS` before it is let in.
+- nobody waits for longer than `LEASE_SECONDS` before it is let in;
+- a copy of the present version has the present rooms.
 """
 
 from __future__ import annotations
@@ -15,15 +17,18 @@ import random
 from collections import deque
 from collections.abc import Callable
 from typing import Any
+from unittest import mock
 
-from gevent_mesh.protocol.interest import LEASE_SECONDS, Announced, Copy, answer
+from gevent_mesh.protocol import interest
+from gevent_mesh.protocol.interest import LEASE_SECONDS, Announced, Copy, answer, is_tellable
 from gevent_mesh.routing import interested
 from tests.fakes import ManualClock
 
 __all__ = ["SimNode", "Simulation", "Violation", "run_schedule"]
 
-ROOMS = ["red", "green", "blue", None, "x" * 300]
+ROOMS = [*"abcdefg", None, "x" * 300]
 MAX_OUTBOX = 12
+PART_ROOMS = 1
 
 
 class Violation(AssertionError):
@@ -90,6 +95,7 @@ class SimNode:
         self.let_in: dict[object, set[int]] = {}
         self.waiting: list[tuple[object, int, float, Callable[[], None]]] = []
         self.sent_there: dict[tuple[str, object], set[int]] = {}
+        self.telling: dict[str, int] = {}
         self.left_out = 0
 
     # -- clients
@@ -148,8 +154,17 @@ class SimNode:
             if node is self or self.streams[node.uid] in found:
                 continue
             self.left_out += 1
+            self.compare(node)
             if node.let_in.get(room) or self.sent_there.get((node.uid, room)):
                 raise Violation(f"{node.uid} has members of {room} and is left out by {self.uid}")
+
+    def compare(self, other: SimNode) -> None:
+        """A copy that seems to be up to date is."""
+        copy, theirs = self.copies[other.uid], other.announced
+        if copy._is_whole and copy._version == theirs.version and not (theirs.has_pending or theirs.is_everything):
+            told = set(filter(is_tellable, other.members))
+            if copy.rooms.get("/", set()) != told:
+                raise Violation(f"{self.uid} has {copy.rooms} of {other.uid}, which has {told}")
 
     def ask(self, peer: Any) -> None:
         if peer.link is not None:
@@ -177,7 +192,7 @@ class SimNode:
             if data.get("all") or ("out" in data and data["in"]):
                 self.streams[uid].send("known", {"version": data["version"]})
         elif kind == "known":
-            self.announced.known(uid, data["version"])
+            self.announced.known(uid, data["version"], self.clock.now)
         elif kind == "join":
             self.enter(data["room"], data["client"])
         self.look()
@@ -185,10 +200,44 @@ class SimNode:
     def answer(self, uid: str, data: dict[str, Any], is_current: bool) -> None:
         if self.announced.is_everything:
             return
-        parts = [] if is_current else list(self.announced.snapshot())
-        for part in parts:
-            self.streams[uid].send("interest", part)
-        self.streams[uid].send("interest", answer(data["number"], self.announced.version, len(parts)))
+        is_being_told = uid in self.telling
+        if is_current and not is_being_told:
+            self.streams[uid].send("interest", answer(data["number"], self.announced.version, 0))
+            return
+        self.telling[uid] = data["number"]
+        if not is_being_told:
+            self.tell_all(uid)
+
+    def tell_all(self, uid: str) -> None:
+        """Tell all rooms in parts, each some time after the one before, and answer."""
+        stream, number = self.streams[uid], self.telling[uid]
+        link, snapshot, parts = stream.link, self.announced.snapshot(), itertools.count()
+        rng = self.simulation.rng
+
+        def end(*, is_told: bool) -> None:
+            last = self.telling[uid]
+            if last != number and not is_told:
+                self.clock.after(0.0, lambda: self.tell_all(uid))
+                return
+            del self.telling[uid]
+            if last != number:
+                stream.send("interest", answer(last, self.announced.version, 0))
+
+        def tell_next() -> None:
+            self.announce()
+            if link is None or stream.link is not link or self.announced.is_everything:
+                end(is_told=False)
+                return
+            part = next(snapshot, None)
+            if part is not None:
+                stream.send("interest", part)
+                next(parts)
+                self.clock.after(rng.choice([0.0, 0.001, 0.02, 0.2]), tell_next)
+            else:
+                stream.send("interest", answer(number, self.announced.version, next(parts)))
+                end(is_told=True)
+
+        self.clock.after(rng.choice([0.0, 0.01]), tell_next)
 
 
 class Simulation:
@@ -232,7 +281,7 @@ class Simulation:
         self.rng.choices(actions, [50, 12, 14, 4, 6, 8, 5, 20])[0](one, other)
 
     def _room(self) -> object:
-        return self.rng.choices(ROOMS, [10, 10, 10, 10, 1])[0]
+        return self.rng.choices(ROOMS, [10] * (len(ROOMS) - 1) + [0.3])[0]
 
     def publish(self, one: SimNode, _other: SimNode) -> None:
         one.publish(self._room())
@@ -256,12 +305,12 @@ class Simulation:
         self.link(one, other)
 
     def burst(self, one: SimNode, other: SimNode) -> None:
-        """More than an outbox holds, perhaps behind a change that has not arrived when the link is cut."""
+        """What may be more than an outbox holds, perhaps behind a change that has not arrived when the link is cut."""
         if self.rng.random() < 0.7:
             self.enter(one, other)
             one.announce()
             self.cut(one, other, (True, True))
-        for _ in range(MAX_OUTBOX):
+        for _ in range(self.rng.choice([MAX_OUTBOX, self.rng.randint(1, MAX_OUTBOX)])):
             one.streams[other.uid].send("event", {})
         if self.rng.random() < 0.5:
             self.rejoin(one, other)
@@ -282,6 +331,7 @@ def run_schedule(seed: int, kind: type[SimNode] = SimNode) -> int:
         Violation: a promise was broken.
     """
     simulation = Simulation(seed, kind)
-    for _ in range(simulation.rng.randint(50, 400)):
-        simulation.act()
+    with mock.patch.object(interest, "MESSAGE_ROOMS", PART_ROOMS):
+        for _ in range(simulation.rng.randint(50, 400)):
+            simulation.act()
     return sum(node.left_out for node in simulation.nodes)

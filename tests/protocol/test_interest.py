@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Hashable
 from typing import Any
 
+import msgpack
 import pytest
 
 from gevent_mesh.errors import MessageError
@@ -178,7 +179,7 @@ def test_a_new_room_waits_for_those_who_may_have_a_lease() -> None:
     # A question that comes later is answered behind the announcement: it makes nobody wait longer.
     ours.asked("them", None, 11.5)
     assert ours.unsettled_until("/", "red", 11.5) == 10.0 + LEASE_SECONDS
-    ours.known("them", delta["version"])
+    ours.known("them", delta["version"], 11.5)
     assert ours.unsettled_until("/", "red", 11.5) is None
 
 
@@ -191,6 +192,41 @@ def test_a_second_client_waits_for_what_the_first_one_waits_for() -> None:
     assert not ours.has_pending
     assert ours.unsettled_until("/", "red", 10.5) == 10.0 + LEASE_SECONDS
     assert ours.unsettled_until("/", "red", 10.0 + LEASE_SECONDS) is None
+
+
+def test_it_is_news_only_when_everybody_who_may_have_a_lease_knows_more() -> None:
+    ours = Announced()
+    for uid, asked_at in (("dead", 10.0), ("one", 11.0), ("other", 11.0)):
+        ours.asked(uid, None, asked_at)
+    ours.enter("/", "red")
+    (delta,) = deltas(ours)
+    assert not ours.known("one", delta["version"], 11.1)
+    assert not ours.known("stranger", delta["version"], 11.1)
+    # Who waits looks again when the first lease ends, however much later the last one does.
+    assert ours.unsettled_until("/", "red", 11.1) == 10.0 + LEASE_SECONDS
+    assert ours.unsettled_until("/", "red", 12.5) == 11.0 + LEASE_SECONDS
+    assert ours.known("other", delta["version"], 12.5)
+    assert ours.unsettled_until("/", "red", 12.5) is None
+
+
+def test_all_that_has_changed_is_numbered_before_any_of_it_is_sent() -> None:
+    ours = Announced()
+    ours.asked("them", None, 10.0)
+    for number in range(2500):
+        ours.enter("/", number)
+    first, *others = ours.announce()
+    assert (len(others), ours.version) == (2, first["version"] + 2)
+    assert ours.unsettled_until("/", 2499, 10.5) == 10.0 + LEASE_SECONDS
+
+
+def test_namespaces_count_as_much_as_rooms_in_what_a_message_may_take() -> None:
+    ours = Announced()
+    ours.asked("them", None, 10.0)
+    for number in range(1000):
+        ours.enter("\N{GRINNING FACE}" * 250 + str(number), None)
+    found = deltas(ours)
+    assert sum(len(data["in"]) for data in found) == 1000
+    assert max(len(msgpack.packb(data)) for data in found) < 33 * 1024
 
 
 def test_who_has_not_asked_for_long_is_forgotten() -> None:
@@ -313,6 +349,19 @@ class Trusting(Copy):
         return "out" in data or super()._fits(data)
 
 
+class CountsNoParts(Copy):
+    """Takes an answer for the present version, however many parts came before it."""
+
+    __slots__ = ()
+
+    def _fits(self, data: dict[str, Any]) -> bool:
+        return data["version"] == self._version if "number" in data else super()._fits(data)
+
+
+class TakesAnyAnswer(SimNode):
+    Copy = CountsNoParts
+
+
 class KeepsLeases(SimNode):
     Copy = LeaseForEver
 
@@ -358,6 +407,7 @@ class KeepsLeasesThroughCommands(SimNode):
 BROKEN = [
     KeepsLeases,
     TakesAll,
+    TakesAnyAnswer,
     AnswersBeforeTheChanges,
     DoesNotWait,
     WaitsForLinkedNodesOnly,
