@@ -230,7 +230,7 @@ def seconds_to_read(kind: type | None, opcode: int, size: int, count: int) -> fl
         # Ours reads from the socket itself, once the buffer of the request is empty.
         buffered = len(stream) if kind else io.DEFAULT_BUFFER_SIZE
         rfile = io.BufferedReader(io.BytesIO(stream[:buffered]))
-        handler = SimpleNamespace(rfile=rfile, socket=_Arrived(ours, stream[buffered:]))
+        handler = SimpleNamespace(rfile=rfile, socket=_Arrived(ours, stream[buffered:]), wsgi_input=SimpleNamespace())
         websocket = WebSocket({}, Stream(handler), handler)
         if kind is None:
             websocket = BoundedWebSocket(websocket, 2 * MIB)
