@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -375,7 +376,10 @@ class TestNodes:
         one, two = pair(join, tls=tls)
         for number in range(1, 6):
             one.say(200, padding=1000)
-            link = (one if number % 2 else two).link(two if number % 2 else one)
+            ours, theirs = (one, two) if number % 2 else (two, one)
+            # What was said may all have come before the link was reset: then it is on its way to be up again.
+            eventually(partial(ours.link, theirs))
+            link = ours.link(theirs)
             assert link is not None
             link.transport.abort()
             two.hears(one, 200 * number)
