@@ -11,8 +11,6 @@ import subprocess
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from gevent_mesh.config import MeshConfig
-
 from .children import MISSING, BenchmarkError, Child, Children, guarded, python
 
 __all__ = ["CONTENDERS", "Contender", "check_installed", "redis_server_version"]
@@ -90,9 +88,6 @@ CONTENDERS = {
         Contender("kombu", "KombuManager (Redis)", _start_redis),
     )
 }
-
-if "room_interest" not in MeshConfig.__dataclass_fields__:
-    del CONTENDERS["mesh-interest"]
 
 
 def check_installed(keys: Iterable[str]) -> None:
